@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements-installed
+DEMO := output/train/demo
+
+.PHONY: demo test lint format clean-demo help
+
+help:
+	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    lint and types only"
+	@echo "VENV=DIR PYTHON=python3.12 choose the environment and the interpreter"
+
+# Made anew when a requirements file is newer than the last complete installation.
+$(STAMP): requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python train.py -c conf/digits/1_64_15E_t4.yml --experiment demo
+	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar --output output/firing/demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,195 @@
+"""Spiking neurons: the only place in the project where they are built.
+
+The dynamics are SpikingJelly's (`LIFNode`, `ParametricLIFNode`, multi-step mode). This file adds what a model
+that is called like any other PyTorch model needs: the membrane potential lives for one forward pass only, is
+kept in float32 under autocast, and the CuPy kernels are used exactly where they work.
+
+Legend: T time steps, B batch, `*` any further dimensions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    # SpikingJelly 0.0.0.0.14 scripts small functions at import; torch >= 2.10 says that scripting is deprecated.
+    # Nothing the user can act on.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    from spikingjelly.activation_based import neuron as sj_neuron
+    from spikingjelly.activation_based import surrogate
+
+SPIKE_MODES = ("lif", "plif")
+BACKENDS = ("auto", "torch", "cupy")
+NEURON_DTYPES = ("float32", "input")
+
+# The dtypes for which SpikingJelly ships kernels ("float" and "half2").
+_CUPY_DTYPES = (torch.float32, torch.float16)
+
+# Shared by both neurons (Yao et al. 2023, section 4 and the published settings): tau = 2, hard reset to 0.
+_TAU = 2.0
+_SURROGATE_ALPHA = 4.0
+
+
+@functools.cache
+def why_cupy_cannot_be_used() -> str | None:
+    """The true reason why SpikingJelly's CuPy kernels cannot run here, or None when they can.
+
+    SpikingJelly catches every exception around `import cupy` and later reports only that CuPy is not installed;
+    this follows the same imports and keeps the exception. The last check runs a kernel, since an installed CuPy
+    may have been built for another CUDA version than the driver's.
+    """
+    steps = (
+        ("importing cupy", lambda: importlib.import_module("cupy")),
+        (
+            "importing SpikingJelly's CUDA kernels",
+            lambda: [
+                importlib.import_module(f"spikingjelly.activation_based.{name}")
+                for name in ("cuda_utils", "neuron_kernel", "auto_cuda.neuron_kernel")
+            ],
+        ),
+    )
+    for what, attempt in steps:
+        try:
+            attempt()
+        except Exception as error:
+            return f"{what} failed: {type(error).__name__}: {error}"
+    if sj_neuron.cupy is None:
+        return "SpikingJelly could not import CuPy when it was first loaded; restart the process"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        import cupy
+
+        with cupy.cuda.Device(torch.cuda.current_device()):
+            # User-defined kernels are what SpikingJelly launches, so this compiles one.
+            double = cupy.RawKernel(r'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.0f; }', "twice")
+            x = cupy.ones(4, dtype=cupy.float32)
+            double((1,), (4,), (x,))
+            total = float(x.sum())
+    except Exception as error:
+        return f"compiling and running a CuPy kernel failed: {type(error).__name__}: {error}"
+    return None if total == 8.0 else f"a CuPy kernel returned {total} instead of 8.0"
+
+
+class _PerForwardState(nn.Module):
+    """Gives a SpikingJelly node a state that lives for one forward pass.
+
+    Mixed in before a SpikingJelly node. The state is reset on entry, so neither the batch size nor the mode of an
+    earlier call matters, and dropped on exit, so that the module can be deep-copied and holds no graph alive.
+    `functional.reset_net` works as for any SpikingJelly module.
+    """
+
+    backend_choice: str
+    neuron_dtype: str
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """Spikes `[T, B, *]` (0 or 1, in `x_seq`'s dtype) for the input current `x_seq` `[T, B, *]`."""
+        node: Any = self
+        node.reset()
+        # Neither autocast nor a half-precision input may lower the state's precision unless asked to: near the
+        # threshold, rounding decides whether a neuron fires.
+        upcast = self.neuron_dtype == "float32" and x_seq.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(x_seq.device.type, enabled=False):
+            current = x_seq.float() if upcast else x_seq
+            backend = self._backend_for(current)
+            if node.backend != backend:
+                node.backend = backend
+            spikes = super().forward(current)
+        node.v = node.v_reset
+        if node.store_v_seq:
+            node.v_seq = node.v_seq.detach()
+        return spikes.to(x_seq.dtype)
+
+    def _backend_for(self, x: Tensor) -> str:
+        """SpikingJelly's name of the backend for this input.
+
+        Raises ValueError when `cupy` was asked for and cannot run on this input.
+        """
+        if self.backend_choice == "torch":
+            return "torch"
+        if self.backend_choice == "cupy":
+            reason = None
+            if not x.is_cuda:
+                reason = f"the input is on {x.device}, not on a CUDA device"
+            elif x.dtype not in _CUPY_DTYPES:
+                reason = f"the input is {x.dtype}; the kernels exist for {_CUPY_DTYPES}"
+            reason = reason or why_cupy_cannot_be_used()
+            if reason:
+                raise ValueError(f"neuron backend 'cupy' cannot be used: {reason}. Use 'auto' or 'torch'.")
+            return "cupy"
+        usable = x.is_cuda and x.dtype in _CUPY_DTYPES and why_cupy_cannot_be_used() is None
+        return "cupy" if usable else "torch"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, backend_choice={self.backend_choice}, neuron_dtype={self.neuron_dtype}"
+
+
+class LIF(_PerForwardState, sj_neuron.LIFNode):
+    """Leaky integrate-and-fire, H[t] = V[t-1] + (X[t] - V[t-1]) / 2, fires where H >= v_threshold."""
+
+
+class ParametricLIF(_PerForwardState, sj_neuron.ParametricLIFNode):
+    """LIF whose 1/tau = sigmoid(w) is learned, one scalar `w` per layer (Fang et al., ICCV 2021)."""
+
+
+def check_neuron_settings(spike_mode: str, backend: str, neuron_dtype: str) -> None:
+    """Raises ValueError naming the bad value and the valid ones."""
+    for name, value, valid in (
+        ("spike_mode", spike_mode, SPIKE_MODES),
+        ("backend", backend, BACKENDS),
+        ("neuron_dtype", neuron_dtype, NEURON_DTYPES),
+    ):
+        if value not in valid:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(valid)}")
+
+
+def make_neuron(
+    spike_mode: str = "lif",
+    *,
+    v_threshold: float = 1.0,
+    backend: str = "auto",
+    neuron_dtype: str = "float32",
+) -> nn.Module:
+    """One layer of spiking neurons, `[T, B, *]` currents in, `[T, B, *]` spikes out.
+
+    Args:
+        spike_mode: `lif`, or `plif` for a learnable time constant.
+        v_threshold: membrane potential at which a neuron fires.
+        backend: `torch`; `cupy` (an error where it cannot run); `auto`: CuPy on CUDA where it works, else torch.
+        neuron_dtype: `float32` keeps the membrane potential in float32 for 16-bit inputs; `input` keeps it in the
+            input's dtype, as the published mixed-precision runs did.
+
+    Raises:
+        ValueError: an unknown name, with the valid ones.
+    """
+    check_neuron_settings(spike_mode, backend, neuron_dtype)
+    shared = dict(
+        decay_input=True,
+        v_threshold=v_threshold,
+        v_reset=0.0,
+        surrogate_function=surrogate.Sigmoid(alpha=_SURROGATE_ALPHA),
+        detach_reset=True,
+        step_mode="m",
+        backend="torch",  # chosen again in each forward, where the input's device is known
+    )
+    neuron = LIF(tau=_TAU, **shared) if spike_mode == "lif" else ParametricLIF(init_tau=_TAU, **shared)
+    neuron.backend_choice = backend
+    neuron.neuron_dtype = neuron_dtype
+    return neuron
+
+
+def set_neuron_backend(model: nn.Module, backend: str) -> None:
+    """Choose the backend of every neuron of `model` (`auto`, `torch` or `cupy`).
+
+    Raises ValueError for an unknown name.
+    """
+    check_neuron_settings("lif", backend, "float32")
+    for module in model.modules():
+        if isinstance(module, _PerForwardState):
+            module.backend_choice = backend

@@ -1,0 +1,212 @@
+"""Settings from YAML and command line: names, types, precedence and the round trip."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.config import config_from, load_yaml, parse_config, to_yaml
+from utils.errors import UserError
+from utils.settings import SETTINGS, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED_DEFAULTS = json.loads((ROOT / "tests" / "golden" / "cli_defaults.json").read_text())
+
+
+def parse(*argv):
+    return parse_config(list(argv), prog="train.py", description="Train.")
+
+
+def fails(*argv):
+    """The message that a command line ends in."""
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+def refused(**values):
+    """The message that a mapping ends in."""
+    with pytest.raises(UserError) as caught:
+        config_from(values)
+    return str(caught.value)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write text to a YAML file and return its path."""
+
+    def write(text):
+        path = tmp_path / "a.yml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "default"), PUBLISHED_DEFAULTS.items())
+def test_every_published_option_name_is_accepted(name, default):
+    assert getattr(Config(), name) == default
+    option = "--" + name.replace("_", "-")
+    if isinstance(default, bool):
+        undo = "--" + option[5:] if name.startswith("no_") else "--no-" + option[2:]
+        cfg = parse(undo)
+    else:
+        values = default if isinstance(default, list) else ["none" if default is None else default]
+        cfg = parse(option, *map(str, values))
+    assert cfg == Config()
+    assert cfg.explicit == {name}
+
+
+def test_every_setting_has_help_and_a_valid_default():
+    for setting in SETTINGS.values():
+        assert setting.rules.help, setting.name
+        assert setting.read(setting.default) == setting.default, setting.name
+
+
+def test_command_line_wins_over_yaml_wins_over_default(written):
+    path = written("lr: 0.1\nepochs: 30\n")
+    cfg = parse("-c", path, "--epochs", "40")
+    assert (cfg.lr, cfg.epochs, cfg.batch_size) == (0.1, 40, 32)
+    assert cfg.explicit == {"config", "lr", "epochs"}
+    assert cfg.config == path
+
+
+def test_a_hyphen_equals_an_underscore_everywhere(written):
+    assert parse("--weight_decay", "0.5") == parse("--weight-decay=0.5") == config_from({"weight-decay": 0.5})
+    assert parse("-c", written("weight-decay: 0.5\n")) == config_from({"weight_decay": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["-b", "8"], "batch_size", 8),
+        (["-b8"], "batch_size", 8),
+        (["-vb", "8"], "val_batch_size", 8),
+        (["-j", "0"], "workers", 0),
+        (["-data-dir", "x"], "data_dir", "x"),
+        (["--data-dir=x"], "data_dir", "x"),
+        (["--local_rank=3"], "local_rank", 3),
+        (["--local-rank", "3"], "local_rank", 3),
+        (["--mean", ".1", ".2", ".3"], "mean", [0.1, 0.2, 0.3]),
+        (["--TET-means", "-1e-1"], "TET_means", -0.1),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--img-size", "64", "--img-size", "none"], "img_size", None),
+        (["--dist-bn", ""], "dist_bn", ""),
+    ],
+)
+def test_command_line_spellings(argv, name, value):
+    assert getattr(parse(*argv), name) == value
+
+
+def test_the_published_command_lines_are_accepted():
+    conf = ["-c", str(ROOT / "conf/imagenet/8_768_300E_t4.yml"), "--model", "sdt", "--spike-mode", "lif"]
+    measure = ["--resume", "a.pth.tar", "--no-resume-opt", "--large-valid"]
+    for launcher in (["--local-rank=1"], ["--local_rank=1"]):
+        cfg = parse(*launcher, *conf, *measure)
+        assert (cfg.local_rank, cfg.dim, cfg.no_resume_opt, cfg.large_valid) == (1, 768, True, True)
+        assert cfg.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["no_aug", "no_prefetcher", "no_resume_opt"])
+def test_negative_flags_can_be_undone(name, written):
+    flag = name.removeprefix("no_").replace("_", "-")
+    assert getattr(parse(f"--no-{flag}"), name)
+    assert not getattr(parse("-c", written(f"{name}: true\n"), f"--{flag}"), name)
+
+
+def test_every_yaml_true_can_be_undone(written):
+    switches = [name for name, setting in SETTINGS.items() if setting.kind is bool]
+    for name in switches:
+        assert getattr(parse("-c", written(f"{name}: true\n"), SETTINGS[name].flags[1]), name) is False, name
+
+
+def test_no_two_settings_share_an_option():
+    options = [option for setting in SETTINGS.values() for option in (*setting.flags, *setting.rules.aliases)]
+    assert len(options) == len(set(options))
+
+
+def test_event_mode_follows_the_data_set_unless_given():
+    assert config_from({"dataset": "cifar10-dvs"}).event_mode
+    assert config_from({"dataset": "cifar10-dvs-tet"}).event_mode
+    assert not config_from({"dataset": "gesture"}).event_mode
+    assert parse("--dataset", "gesture", "--dvs-mode").event_mode
+
+
+def test_yaml_3e_4_is_a_float(written):
+    assert parse("-c", written("lr: 3e-4\n")).lr == 3e-4
+    assert config_from({"lr": "3e-4"}).lr == 3e-4
+
+
+@pytest.mark.parametrize("text", ["0011", '"0011"'])
+def test_pooling_stat_keeps_its_zeros(text, written):
+    assert load_yaml(written(f"pooling_stat: {text}\n")).pooling_stat == "0011"
+
+
+@pytest.mark.parametrize("value", ["1", "0", "yes", "off", '"true"', "null"])
+def test_a_switch_is_true_or_false_only(value, written):
+    assert "give true or false" in fails("-c", written(f"amp: {value}\n"))
+
+
+@pytest.mark.parametrize("value", [0.5, "4", True, None, [4]])
+def test_a_whole_number_is_not_anything_else(value):
+    assert "give a whole number >= 1" in refused(epochs=value)
+
+
+def test_a_whole_float_is_a_whole_number():
+    epochs = config_from({"epochs": 20.0}).epochs
+    assert epochs == 20
+    assert isinstance(epochs, int)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "fast", True, None, 10**400])
+def test_a_number_is_finite(value):
+    assert "lr" in refused(lr=value)
+
+
+def test_null_only_where_the_type_says_so():
+    assert config_from({"clip_grad": None}).clip_grad is None
+    assert "not valid" in refused(opt=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"spike_mode": "plf"}, "did you mean plif?"),
+        ({"sched": "multistep"}, "one of cosine, tanh, step, plateau, poly"),
+        ({"clip_mode": "x"}, "one of norm, value, agc"),
+        ({"eval_metric": "x"}, "one of loss, top1, top5"),
+        ({"dist_bn": "x"}, 'one of "", broadcast, reduce'),
+        ({"mixup_mode": "x"}, "one of batch, pair, elem"),
+        ({"device": "cuda:x"}, "auto, cpu, cuda or cuda:N"),
+        ({"TET_lamb": 1.5}, "a number >= 0 and <= 1"),
+        ({"smoothing": 1}, "a number >= 0 and < 1"),
+        ({"pooling_stat": "111"}, "four characters, each 0 or 1"),
+        ({"experiment": 1.5}, "put it in quotes"),
+        ({"scale": [0.1]}, "a list of two values"),
+        ({"scale": [0.1, 0.5, 1]}, "a list of two values"),
+        ({"scale": 0.5}, "a list of two values"),
+        ({"cutmix_minmax": [0.1]}, "a list of two values"),
+        ({"mean": []}, "a list of values"),
+        ({"input_size": [3, 32]}, "a list of three values"),
+    ],
+)
+def test_a_bad_value_names_the_valid_ones(values, expected):
+    message = refused(**values)
+    assert expected in message
+    assert next(iter(values)) in message
+
+
+def test_round_trip(tmp_path):
+    values = {"lr": 1e-6, "mean": [0.1, 0.2, 0.3], "pooling_stat": "0011", "apex_amp": True, "lr_noise": [1]}
+    cfg = config_from(values | {"experiment": '1e5 "quoted"\nnull é', "output": "no", "drop": 0.1})
+    path = tmp_path / "args.yaml"
+    path.write_text(to_yaml(cfg), encoding="utf-8")
+    again = load_yaml(path)
+    assert again == cfg
+    assert again.config == str(path)
+    assert len(again.warnings) == len(cfg.warnings) == 2
+
+
+def test_round_trip_of_a_mapping():
+    assert config_from(Config().as_dict()) == Config()
+    assert config_from(Config().as_dict()).warnings == ()

@@ -1,0 +1,201 @@
+"""What a wrong file or command line is answered with, and how a script ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config import config_from, load_yaml, parse_config
+from utils.errors import UserError, nearest, run_script
+from utils.settings import SETTINGS, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse(*argv):
+    return parse_config(list(argv), prog="train.py", description="Train.")
+
+
+def fails(*argv):
+    """The message that a command line ends in."""
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    return str(caught.value)
+
+
+def refused(**values):
+    """The message that a mapping ends in."""
+    with pytest.raises(UserError) as caught:
+        config_from(values)
+    return str(caught.value)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write text to a YAML file and return its path."""
+
+    def write(text):
+        path = tmp_path / "a.yml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_three_mistakes_come_in_one_message(written):
+    path = written("lr: fast\nepohs: 3\n")
+    lines = fails("-c", path, "--spike-mode", "plf", "--dim", "100").splitlines()
+    assert lines[0] == "5 problems in the settings:"
+    assert f"{path}:1: lr: 'fast' is not valid" in lines[1]
+    assert f"{path}:2: epohs: unknown setting; did you mean epochs?" in lines[2]
+    assert "--spike-mode: 'plf'" in lines[3]
+    assert "--dim" in lines[4]
+    assert "--dim" in lines[5] or "num_heads" in lines[5]
+
+
+def test_a_value_that_cannot_be_read_causes_no_second_complaint():
+    assert "problems" not in refused(in_channels="two", mean=[0.1, 0.2])
+
+
+def test_a_combination_names_the_line_it_comes_from(written):
+    path = written("mixup: 0.5\nbatch_size: 33\n")
+    assert fails("-c", path).startswith(f"{path}:2: batch_size")
+
+
+def test_both_spellings_with_different_values_are_an_error(written):
+    message = fails("-c", written("bce-loss: true\nbce_loss: false\n"))
+    assert "a.yml:2: bce_loss: false contradicts bce-loss: true" in message
+    assert load_yaml(written("bce-loss: true\nbce_loss: true\n")).bce_loss
+
+
+def test_a_duplicated_key_is_an_error(written):
+    assert "a.yml:3: seed: written twice" in fails("-c", written("seed: 1\nlr: 1\nseed: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--epoch", "3"], "did you mean --epochs?"),  # no abbreviations
+        (["--Lr", "3"], "did you mean --lr?"),
+        (["--tet"], "did you mean --TET?"),
+        (["stray"], "'stray' belongs to no option"),
+        (["--amp", "true"], "write --amp or --no-amp"),
+        (["--amp=true"], "write --amp or --no-amp"),
+        (["--lr"], "--lr: needs a value: give a number >= 0"),
+        (["--lr", "--amp"], "--lr: needs a value"),
+        (["--lr", "-1"], "--lr: '-1' is not valid"),
+        (["--lr", "-1e-3"], "--lr: '-1e-3' is not valid"),
+        (["--mean", ".1", "x"], "each a number"),
+    ],
+)
+def test_a_bad_command_line_is_one_clear_line(argv, expected):
+    message = fails(*argv)
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_an_unknown_switch_in_yaml_names_the_setting():
+    assert "write amp: false" in refused(no_amp=True)
+    assert "the setting is no_aug" in refused(aug=False)
+
+
+def test_a_yaml_cannot_name_another_one():
+    assert "give it with -c" in refused(config="x.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2\n", "a.yml:2:2: not YAML"),
+        ("lr: !!python/name:os.system ''\n", "a.yml:1:5: not YAML"),
+        ("lr: \x01\n", "a.yml: not YAML"),
+        ("- lr\n", "a.yml: holds a list"),
+        ("lr\n", "a.yml: holds a single value"),
+        ("lr: 1\n---\nlr: 2\n", "not YAML"),
+        ("[a, b]: 1\n", "a.yml:1: (list or mapping): unknown setting"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_line(text, expected, written):
+    message = fails("-c", written(text))
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_value_that_contains_itself_is_an_error(written):
+    assert "a.yml:1:7: not YAML" in fails("-c", written("mean: &a [*a]\n"))
+
+
+def test_an_empty_file_means_the_defaults(written):
+    assert load_yaml(written("# nothing yet\n")) == Config()
+
+
+def test_a_missing_file_names_the_nearest_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    message = fails("-c", "conf/cifar10/2_512.yml")
+    assert message == "conf/cifar10/2_512.yml: no such file; did you mean conf/cifar10/2_512_300E_t4.yml?"
+    assert "configurations are in conf/" in fails("-c", "nothing")
+    assert len(fails("-c", "nothing", "--lr", "x").splitlines()) == 3
+    assert "problems" not in fails("-c", "nothing", "--epochs", "2")  # the file may set warmup_epochs
+
+
+def test_a_folder_or_a_binary_file_is_one_line(tmp_path):
+    assert "cannot be read" in fails("-c", str(tmp_path))
+    (tmp_path / "b.yml").write_bytes(b"\xff\xfe")
+    assert "not a text file" in fails("-c", str(tmp_path / "b.yml"))
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from utils.config import parse_config\n"
+        "try: parse_config(['--help'], prog='train.py', description='Train.')\n"
+        "except SystemExit: print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_fits_100_columns_and_names_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--lr", "x", "--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for setting in SETTINGS.values():
+        assert all(flag in text for flag in setting.flags), setting.name
+        assert f"{setting.rules.group}:" in text
+
+
+def raiser(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "status", "line"),
+    [
+        (lambda argv: 0, 0, ""),
+        (lambda argv: 3, 3, ""),
+        (raiser(UserError("bad lr")), 2, "train.py: error: bad lr\n"),
+        (raiser(KeyboardInterrupt()), 130, "train.py: interrupted\n"),
+    ],
+)
+def test_scripts_end_on_one_line_and_their_status(main, status, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(ZeroDivisionError):
+        run_script(raiser(ZeroDivisionError()))
+
+
+def test_nearest_looks_past_case_and_hyphens():
+    assert nearest("tet-LAMB", SETTINGS) == "TET_lamb"
+    assert nearest("zzzz", SETTINGS) is None

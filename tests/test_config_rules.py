@@ -1,0 +1,126 @@
+"""Combinations of settings that cannot work, and settings that do nothing."""
+
+import pytest
+
+from utils.config import config_from, parse_config
+from utils.errors import UserError
+from utils.settings import SETTINGS, Config
+
+
+def parse(*argv):
+    return parse_config(list(argv), prog="train.py", description="Train.")
+
+
+def refused(**values):
+    """The message that a mapping ends in."""
+    with pytest.raises(UserError) as caught:
+        config_from(values)
+    return str(caught.value)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write text to a YAML file and return its path."""
+
+    def write(text):
+        path = tmp_path / "a.yml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"dim": 100, "num_heads": 4}, "96 and 104"),
+        ({"dim": 256, "num_heads": 12}, "num_heads can be 1, 2, 4, 8, 16 or 32"),
+        ({"img_size": 36}, "not divisible by 16, which pooling_stat 1111 needs; use 32 or 48"),
+        ({"img_size": 6, "pooling_stat": "0111"}, "use 8, or fewer 1"),
+        ({"input_size": [3, 32, 36]}, "input_size 36 is not divisible by 16"),
+        ({"input_size": [2, 32, 32]}, "in_channels is 3"),
+        ({"input_size": [3, 32, 32], "img_size": 64}, "give only one"),
+        ({"mean": [0.1, 0.2]}, "one value per channel"),
+        ({"std": [0.1, 0.2, 0.3], "in_channels": 2}, "one value per channel"),
+        ({"scale": [1, 0.5]}, "write [0.5, 1]"),
+        ({"ratio": [2, 1]}, "write [1, 2]"),
+        ({"cutmix_minmax": [0.8, 0.2]}, "write [0.2, 0.8]"),
+        ({"aug_splits": 1}, "2 or more"),
+        ({"jsd": True}, "jsd needs the copies of aug_splits"),
+        ({"split_bn": True}, "split_bn needs the copies of aug_splits"),
+        ({"resplit": True}, "resplit needs the copies of aug_splits"),
+        ({"jsd": True, "aug_splits": 3, "mixup": 0.2}, "jsd and aug_splits 3 cannot be combined with mixup"),
+        ({"aug_splits": 2, "cutmix": 1}, "cannot be combined with mixup or cutmix"),
+        ({"bce_target_thresh": 0.2}, "needs bce_loss"),
+        ({"mixup": 0.2, "batch_size": 33}, "batch_size 33 is odd"),
+        ({"cutmix_minmax": [0.2, 0.8], "batch_size": 1}, "batch_size 1 is odd"),
+        ({"resume": "a", "initial_checkpoint": "b"}, "exclude each other"),
+        ({"sync_bn": True, "split_bn": True, "aug_splits": 2}, "exclude each other"),
+        ({"epochs": 3}, "use warmup_epochs 2 or less"),
+    ],
+)
+def test_an_impossible_combination_names_the_remedy(values, expected):
+    message = refused(**values)
+    assert expected in message
+    assert "problems" not in message  # exactly one
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mean": [0.5], "std": [0.5]},
+        {"batch_size": 33},
+        {"pooling_stat": "0000", "img_size": 7},
+        {"jsd": True, "aug_splits": 2, "resplit": True, "split_bn": True},
+        {"bce_target_thresh": 0.2, "bce_loss": True},
+        {"scale": [1, 1]},
+        {"warmup_epochs": 0, "epochs": 1},
+    ],
+)
+def test_a_possible_combination_passes(values):
+    assert config_from(values).warnings == ()
+
+
+UNAVAILABLE = [name for name, setting in SETTINGS.items() if setting.rules.unavailable]
+
+
+@pytest.mark.parametrize("name", UNAVAILABLE)
+def test_what_is_not_available_yet_is_an_error(name):
+    value = {bool: True, int: 1, str: "x"}[SETTINGS[name].kind]
+    assert "not available in this version" in refused(**{name: value})
+    assert config_from({name: SETTINGS[name].default}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"drop": 0.1}, "no effect"),
+        ({"drop_path": 0.1}, "no effect"),
+        ({"drop_block": 0.1}, "no effect"),
+        ({"drop_connect": 0.1}, "no effect"),
+        ({"gp": "avg"}, "no effect"),
+        ({"patch_size": 4}, "no effect"),
+        ({"use_conv_as_linear": True}, "no effect"),
+        ({"bn_tf": True}, "never reached the model"),
+        ({"TET_lamb": 0.1}, "ignored without TET"),
+        ({"amp_dtype": "bfloat16"}, "ignored without amp"),
+        ({"apex_amp": True}, "amp is switched on"),
+        ({"native_amp": True}, "amp is switched on"),
+    ],
+)
+def test_no_effect_settings_warn_once(values, expected):
+    (warning,) = config_from(values).warnings
+    assert expected in warning
+    assert next(iter(values)) in warning
+
+
+def test_no_effect_settings_at_their_default_do_not_warn():
+    assert config_from({"drop_path": 0.2, "drop": 0, "recount": 1}).warnings == ()
+
+
+def test_older_names_switch_amp_on_unless_amp_is_given_later(written):
+    assert config_from({"apex_amp": True}).amp
+    assert parse("-c", written("amp: false\n"), "--native-amp").amp
+    cfg = parse("-c", written("apex_amp: true\n"), "--no-amp")
+    assert not cfg.amp
+    assert "amp: false was given and wins" in cfg.warnings[0]

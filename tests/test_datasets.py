@@ -1,0 +1,316 @@
+"""Data sets: the embedded digits, image folders and CIFAR on disk, and what is said of missing files."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from utils.config import config_from
+from utils.dataset_facts import AVAILABLE, DATASETS, DIGITS, dataset_facts, resolve_data
+from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
+from utils.errors import UserError
+from utils.settings import Config
+
+DIGITS_FILE = DIGITS_FOLDER / "digits.npz"
+
+
+def digits_config(**settings: Any) -> Config:
+    defaults = {"dataset": "digits", "num_classes": 10, "in_channels": 1, "hflip": 0.0, "img_size": 16}
+    return config_from({**defaults, **settings})
+
+
+def folder_config(root: Path, **settings: Any) -> Config:
+    defaults = {"dataset": "imagenet", "data_dir": str(root), "num_classes": 2, "img_size": 32}
+    return config_from({**defaults, **settings})
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """train/ and validation/ with two classes of three images: RGB, palette, grey with alpha; odd sizes."""
+    generator = np.random.RandomState(0)
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i, mode in enumerate(("RGB", "P", "LA")):
+                pixels = generator.randint(0, 256, (37 + i, 51, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+    return tmp_path
+
+
+# --- the embedded digits ---------------------------------------------------------------------------------
+
+
+def test_digits_split_is_stratified() -> None:
+    with np.load(DIGITS_FILE, allow_pickle=False) as content:
+        labels, is_test = content["labels"], content["is_test"]
+    test, everything = np.bincount(labels[is_test]), np.bincount(labels)
+    assert (test.sum(), everything.sum()) == (360, 1797)
+    assert np.all(np.abs(test - everything * 360 / 1797) < 1)
+
+
+def test_digits_are_grey_images_of_the_full_range() -> None:
+    train = DigitsDataset(DIGITS_FILE, train=True)
+    image, label = train[0]
+    assert (image.mode, image.size, type(label)) == ("L", (8, 8), int)
+    assert (train.images.min(), train.images.max()) == (0, 255)
+    assert len(np.unique(train.images)) == 17
+
+
+def test_digits_statistics_are_those_of_the_training_split() -> None:
+    pixels = DigitsDataset(DIGITS_FILE, train=True).images / 255
+    assert DIGITS.mean == pytest.approx([pixels.mean()], abs=5e-5)
+    assert DIGITS.std == pytest.approx([pixels.std()], abs=5e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn, its source, is missing")
+def test_digits_file_is_what_its_script_makes(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_digits", DIGITS_FOLDER / "make_digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(tmp_path / "digits.npz")
+    assert (tmp_path / "digits.npz").read_bytes() == DIGITS_FILE.read_bytes()
+
+
+def test_digits_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, evaluation = build_datasets(digits_config())
+    assert (len(train), len(evaluation)) == (1437, 360)
+
+
+@pytest.mark.parametrize("split", ["validation", "val", "test"])
+def test_digits_know_the_synonyms_of_their_splits(split: str) -> None:
+    assert len(build_dataset(digits_config(val_split=split), training=False)) == 360
+
+
+def test_a_split_that_digits_lack_is_refused() -> None:
+    with pytest.raises(UserError, match="val_split: 'holdout' is no split of dataset 'digits'; valid: train"):
+        build_dataset(digits_config(val_split="holdout"), training=False)
+
+
+@pytest.mark.parametrize("size", [16, 32, 33])
+@pytest.mark.parametrize("on_device", [True, False])
+def test_digits_transforms(size: int, on_device: bool) -> None:
+    # 33 pixels need a pooling_stat that does not halve them.
+    cfg = digits_config(img_size=size, no_prefetcher=not on_device, pooling_stat="0000")
+    for dataset in build_datasets(cfg):
+        image, label = dataset[0]
+        image = torch.as_tensor(image)
+        assert image.shape == (1, size, size)
+        assert image.dtype == (torch.uint8 if on_device else torch.float32)
+        assert 0 <= label < 10
+
+
+@pytest.mark.parametrize("aa", ["rand-m9-n1-mstd0.4-inc1", "rand-m10-n2-inc1", "augmix-m5-w4-d2", "original", "v0"])
+def test_policies_survive_grey_images_and_magnitude_ten(aa: str) -> None:
+    train = build_dataset(digits_config(aa=aa), training=True)
+    for i in range(400):
+        assert torch.as_tensor(train[i][0]).shape == (1, 16, 16)
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(UserError, match=r"aa: 'rnad-m9' is not understood .*valid: rand-m9-n1-mstd0.4-inc1"):
+        build_dataset(digits_config(aa="rnad-m9"), training=True)
+
+
+def test_mirrored_digits_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        build_dataset(digits_config(hflip=0.5), training=True)
+    assert "set hflip: 0" in caplog.text
+
+
+def test_aug_splits_give_one_clean_and_one_augmented_copy() -> None:
+    train = build_dataset(digits_config(aug_splits=2, aa="rand-m9-n3-inc1", scale=[1, 1], ratio=[1, 1]), training=True)
+    pairs = [train[i][0] for i in range(20)]
+    assert {len(pair) for pair in pairs} == {2}
+    assert any(not np.array_equal(clean, augmented) for clean, augmented in pairs)
+
+
+def test_aug_splits_without_augmentation_are_refused() -> None:
+    with pytest.raises(UserError, match="aug_splits: needs augmentation, but no_aug is on"):
+        build_dataset(digits_config(aug_splits=2, no_aug=True), training=True)
+
+
+# --- facts and settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_every_known_name_resolves(name: str) -> None:
+    facts = DATASETS[name]
+    cfg = config_from({"dataset": name, "num_classes": facts.classes or 7, "in_channels": facts.channels or 3})
+    settings = resolve_data(cfg)
+    assert settings.input_size == (cfg.in_channels, facts.image_size, facts.image_size)
+    assert len(settings.mean) == len(settings.std) == cfg.in_channels
+
+
+def test_settings_come_from_the_config_before_the_facts() -> None:
+    cfg = digits_config(
+        img_size=None, input_size=[1, 16, 32], mean=[0.5], std=[0.25], crop_pct=0.5, interpolation="box"
+    )
+    settings = resolve_data(cfg)
+    assert settings.input_size == settings.eval_size == (1, 16, 32)
+    assert (settings.mean, settings.std) == ((0.5,), (0.25,))
+    assert (settings.crop_pct, settings.interpolation) == (0.5, "box")
+
+
+def test_large_valid_resizes_to_320_and_crops_288(image_folder: Path) -> None:
+    dataset = build_dataset(folder_config(image_folder, large_valid=True, crop_pct=0.95), training=False)
+    resize, crop = dataset.transform.transforms[1:3]
+    assert (resize.size, resize.interpolation.value, tuple(crop.size)) == (320, "bilinear", (288, 288))
+    assert torch.as_tensor(dataset[0][0]).shape == (3, 288, 288)
+
+
+def test_random_erasing_is_left_to_the_workers() -> None:
+    assert resolve_data(digits_config()).normalise_on_device
+    assert not resolve_data(digits_config(reprob=0.1)).normalise_on_device
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 1000}, "num_classes: 1000 does not fit dataset 'digits', which has 10 .*: 10$"),
+        ({"in_channels": 3}, "in_channels: 3 does not fit dataset 'digits', which has 1; set in_channels: 1"),
+        ({"large_valid": True}, "large_valid: .* does not fit dataset 'digits'"),
+        ({"dataset": "digit"}, "dataset: 'digit' is unknown; valid: digits, .*; did you mean digits?"),
+        ({"dataset": "torch/cifar11"}, "did you mean torch/cifar10"),
+        ({"dataset": "wds/imagenet"}, "dataset: 'wds/imagenet' is a stream, .* use hfds/<name>"),
+        (
+            {"dataset": "folder", "in_channels": 2},
+            r"in_channels: 2 does not fit images; valid: 1 \(grey\), 3 \(RGB\)",
+        ),
+        ({"dataset": "folder"}, "mean: no default for dataset 'folder', but in_channels is 1; give 1 values"),
+    ],
+)
+def test_settings_that_contradict_the_data_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_data(digits_config(**settings))
+
+
+@pytest.mark.parametrize("name", ["cifar10-dvs", "cifar10-dvs-tet", "gesture"])
+def test_event_sets_say_that_their_reader_is_missing(name: str) -> None:
+    facts = dataset_facts(name)
+    cfg = config_from({"dataset": name, "num_classes": facts.classes, "in_channels": 2, "img_size": facts.image_size})
+    with pytest.raises(UserError, match=f"dataset: '{name}' holds events, .*no reader.*{AVAILABLE[0]}"):
+        build_datasets(cfg)
+
+
+# --- image folders ---------------------------------------------------------------------------------------
+
+
+def test_image_folders_load_whatever_the_mode_of_the_files(image_folder: Path) -> None:
+    for dataset in build_datasets(folder_config(image_folder)):
+        assert len(dataset) == 6
+        assert [dataset[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+        assert {torch.as_tensor(dataset[i][0]).shape for i in range(6)} == {(3, 32, 32)}
+
+
+def test_image_folders_can_be_read_as_grey(image_folder: Path) -> None:
+    cfg = folder_config(image_folder, in_channels=1, mean=[0.5], std=[0.5])
+    assert torch.as_tensor(build_dataset(cfg, training=False)[0][0]).shape == (1, 32, 32)
+
+
+def test_the_split_folder_may_have_a_synonym(image_folder: Path) -> None:
+    (image_folder / "validation").rename(image_folder / "val")
+    assert len(build_dataset(folder_config(image_folder), training=False)) == 6
+
+
+def test_images_below_subfolders_are_found(image_folder: Path) -> None:
+    group = image_folder / "train" / "animals"
+    group.mkdir()
+    for name in ("cat", "dog"):
+        (image_folder / "train" / name).rename(group / name)
+    assert len(build_datasets(folder_config(image_folder))[0]) == 6
+
+
+def test_a_damaged_image_is_named(image_folder: Path) -> None:
+    (image_folder / "validation" / "dog" / "1.png").write_bytes(b"no image")
+    dataset = build_dataset(folder_config(image_folder), training=False)
+    with pytest.raises(UserError, match=r"data_dir: .*/validation/dog/1.png is damaged .*; replace or remove it"):
+        dataset[4]
+
+
+def test_an_empty_class_folder_is_refused(image_folder: Path) -> None:
+    (image_folder / "train" / "bird").mkdir()
+    with pytest.raises(UserError, match=r"data_dir: class folder .*/train/bird holds no images; fill or remove it"):
+        build_datasets(folder_config(image_folder))
+
+
+def test_a_class_of_one_split_only_is_refused(image_folder: Path) -> None:
+    (image_folder / "validation" / "dog").rename(image_folder / "validation" / "fox")
+    with pytest.raises(UserError, match=r"'train' and 'validation' have different class folders .2 in one of them"):
+        build_datasets(folder_config(image_folder))
+
+
+def test_a_folder_without_the_split_is_refused(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"val_split: 'test': no folder of that name in .* \(tried test\)"):
+        build_dataset(folder_config(image_folder, val_split="test"), training=False)
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match=r"data_dir: .*/train holds no images; expected .*/<class>/<image>"):
+        build_dataset(folder_config(tmp_path), training=True)
+
+
+def test_a_root_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data_dir: .*/nowhere is no folder; expected .*/train/<class>/<image>"):
+        build_dataset(folder_config(tmp_path / "nowhere"), training=True)
+
+
+def test_imagenet_has_no_default_root() -> None:
+    with pytest.raises(UserError, match="data_dir: dataset 'imagenet' has no default folder; give --data-dir"):
+        build_datasets(config_from({"dataset": "imagenet"}))
+
+
+def test_the_number_of_class_folders_is_checked(image_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"num_classes: 1000 .* which has 2 classes; set num_classes: 2"):
+        build_datasets(folder_config(image_folder, num_classes=1000))
+
+
+# --- torchvision's sets ----------------------------------------------------------------------------------
+
+
+def test_missing_cifar_names_the_path_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"data/cifar-10-batches-py is missing or damaged .*; add --dataset-download"
+    ) as e:
+        build_datasets(config_from({"num_classes": 10}))
+    assert "\n" not in str(e.value)
+
+
+def test_cifar_loads_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    content = {
+        "test_batch": {"data": np.full((4, 3072), 7, np.uint8), "labels": [3, 2, 1, 0]},
+        "data_batch_1": {"data": np.full((6, 3072), 9, np.uint8), "labels": list(range(6))},
+        "batches.meta": {"label_names": [f"class {i}" for i in range(10)]},
+    }
+    for name, value in content.items():
+        (folder / name).write_bytes(pickle.dumps(value))
+    # Without checksums torchvision takes any file of the right name.
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+    train, evaluation = build_datasets(config_from({"num_classes": 10, "data_dir": str(tmp_path)}))
+    assert (len(train), len(evaluation)) == (6, 4)
+    image, label = evaluation[0]
+    assert torch.as_tensor(image).unique().tolist() == [7]
+    assert (tuple(image.shape), label) == ((3, 32, 32), 3)
+
+
+def test_a_torchvision_set_without_default_root_asks_for_one() -> None:
+    with pytest.raises(UserError, match="data_dir: dataset 'torch/mnist' has no default folder"):
+        build_datasets(config_from({"dataset": "torch/mnist", "num_classes": 10}))

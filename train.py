@@ -1,0 +1,47 @@
+"""Train a Spike-driven Transformer: `python train.py -c conf/digits/1_64_15E_t4.yml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.config import parse_config
+from utils.errors import run_script
+
+if TYPE_CHECKING:
+    from utils.distributed import Process
+    from utils.settings import Config
+
+
+def main(argv: list[str]) -> int:
+    cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
+    # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
+    from utils.distributed import distributed
+    from utils.runlog import claimed, run_folder, setup_logging
+
+    with distributed(cfg) as process:
+        setup_logging(process)
+        folder = run_folder(cfg)
+        if not process.is_main:
+            return train(cfg, process, folder)
+        with claimed(folder, resumes_in_place=bool(cfg.resume)):
+            return train(cfg, process, folder)
+
+
+def train(cfg: Config, process: Process, folder: Path) -> int:
+    import model  # noqa: F401 -- registers the models
+    from utils.trainer import Trainer
+
+    trainer = Trainer(cfg, process, folder)
+    trainer.describe()
+    with trainer.files():
+        for epoch in trainer.epochs_left():
+            trained = trainer.train(epoch)
+            evaluated = trainer.evaluate(epoch)
+            trainer.finish(epoch, trained, evaluated)
+    trainer.conclude()
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Everything around the model: configuration, data, training loop, measurement and reports."""

@@ -1,0 +1,79 @@
+"""From a configuration to a model of timm's registry."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import timm
+from torch import nn
+
+from utils.dataset_facts import resolve_data
+from utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from utils.settings import Config
+
+# Settings that a named size (sdt_8_512, ...) brings itself; for those, only what was given explicitly counts.
+_SIZES = {
+    "layer": "depths",
+    "dim": "embed_dims",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratios",
+    "pooling_stat": "pooling_stat",
+}
+
+
+def model_arguments(cfg: Config) -> dict[str, Any]:
+    """The arguments of `timm.create_model(cfg.model, ...)`."""
+    _, height, width = resolve_data(cfg).input_size
+    sizes = {
+        argument: getattr(cfg, name) for name, argument in _SIZES.items() if cfg.model == "sdt" or name in cfg.explicit
+    }
+    return sizes | dict(
+        img_size_h=height,
+        img_size_w=width,
+        in_channels=cfg.in_channels,
+        num_classes=cfg.num_classes,
+        T=cfg.time_steps,
+        spike_mode=cfg.spike_mode,
+        dvs_mode=cfg.event_mode,
+        TET=cfg.TET,
+        backend=cfg.neuron_backend,
+        neuron_dtype=cfg.neuron_dtype,
+        pretrained=cfg.pretrained,
+    )
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model a configuration describes; the script must have imported `model`, which registers the names.
+
+    Raises:
+        UserError: an unknown name, or sizes that do not fit.
+    """
+    names = timm.list_models("sdt*")
+    if cfg.model not in names:
+        raise UserError(
+            f"model: {cfg.model!r} is not registered{did_you_mean(cfg.model, names)} Valid: {', '.join(names)}"
+        )
+    try:
+        model = timm.create_model(cfg.model, **model_arguments(cfg))
+    except ValueError as error:
+        raise UserError(f"model {cfg.model}: {error}") from error
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            if cfg.bn_momentum is not None:
+                module.momentum = cfg.bn_momentum
+            if cfg.bn_eps is not None:
+                module.eps = cfg.bn_eps
+    return model
+
+
+def with_sizes_of(cfg: Config, model: nn.Module) -> Config:
+    """`cfg` with the sizes that a named model brought itself, so that a saved configuration is complete."""
+    return dataclasses.replace(cfg, **{name: getattr(model, argument) for name, argument in _SIZES.items()})
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters including the unused ones that published checkpoints carry."""
+    return sum(p.numel() for p in model.parameters())

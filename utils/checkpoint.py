@@ -1,0 +1,208 @@
+"""Checkpoints: written atomically, read safely, loaded strictly.
+
+A checkpoint is a `torch.save` dictionary: `state_dict`, `epoch`, and where they exist `state_dict_ema`, `optimizer`,
+`schedule`, `amp_scaler`, `metric`, `history`, `config`, `versions`, `git_commit`. Published files have the same
+`state_dict`, with or without a `module.` prefix, and may be the bare state dict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+LAST = "last.pth.tar"
+BEST = "model_best.pth.tar"
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` so that `path` holds either the old file or the complete new one, whatever happens.
+
+    Raises:
+        UserError: the file cannot be written (a full disk, missing rights); `path` is untouched.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # the temporary file's rights are the owner's only
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError.
+        raise UserError(f"cannot write checkpoint {path}: {error}; files written before are untouched") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint file, tensors on the CPU. Never runs code from the file.
+
+    Raises:
+        UserError: no such file, a torn or foreign file, or one that holds more than tensors and plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file")
+    try:
+        # Published files carry their command line as a Namespace, which is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"checkpoint {path} is not a file of tensors and plain data, and is not loaded, because reading it "
+            f"could run code from it ({reason})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary of weights")
+    return content
+
+
+def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, without the `module.` prefix that data-parallel training adds.
+
+    Raises:
+        UserError: there is none, or no moving average when `use_ema` asks for it.
+    """
+    if use_ema:
+        if "state_dict_ema" not in checkpoint:
+            raise UserError(f"checkpoint {path} has no moving average of the weights (state_dict_ema)")
+        weights = checkpoint["state_dict_ema"]
+    else:
+        weights = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(f"checkpoint {path} has no 'state_dict' (keys: {', '.join(map(str, checkpoint))})")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> dict[str, Any]:
+    """Load the weights in `path` into `model`, all of them or none, and return the whole checkpoint.
+
+    Raises:
+        UserError: the file cannot be read, or its keys or shapes are not the model's; the message lists the
+            difference.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = weights_in(checkpoint, path, use_ema)
+    if difference := key_difference(model.state_dict(), weights):
+        raise UserError(
+            f"checkpoint {path} does not fit the model:\n{difference}\n"
+            "Nothing was loaded. Give the configuration the checkpoint was trained with."
+        )
+    model.load_state_dict(weights, strict=True)
+    return checkpoint
+
+
+def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 10) -> str:
+    """What differs in keys and shapes, in a few lines; empty when nothing does."""
+    shapes = [
+        f"{key}: {list(found[key].shape)} in the file, {list(value.shape)} in the model"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    groups = (
+        ("missing in the file", [key for key in expected if key not in found]),
+        ("unknown to the model", [key for key in found if key not in expected]),
+        ("of another shape", shapes),
+    )
+    lines = []
+    for title, keys in groups:
+        if keys:
+            more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
+            lines.append(f"  {len(keys)} {title}: {', '.join(keys[:limit])}{more}")
+    return "\n".join(lines)
+
+
+class CheckpointStore:
+    """The checkpoints of one run: `last`, `model_best`, and the best `keep` epochs as `checkpoint-<epoch>`.
+
+    Args:
+        folder: where they are written.
+        keep: how many epochs of history.
+        decreasing: whether a smaller metric is better (losses).
+    """
+
+    def __init__(self, folder: Path, keep: int, decreasing: bool) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.decreasing = decreasing
+        # (metric, epoch), best first; travels inside each checkpoint, so that a resumed run goes on with it.
+        self.history: list[tuple[float, int]] = []
+        self.best: tuple[float, int] | None = None
+
+    def _is_better(self, metric: float, than: float) -> bool:
+        return metric < than if self.decreasing else metric > than
+
+    def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
+        """Write the checkpoint of one epoch. Nothing older is removed before it is complete.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self.best is None or self._is_better(metric, self.best[0]):
+            self.best = (metric, epoch)
+        sign = 1 if self.decreasing else -1
+        ranked = sorted([*self.history, (metric, epoch)], key=lambda entry: (sign * entry[0], entry[1]))
+        self.history, dropped = ranked[: self.keep], ranked[self.keep :]
+
+        last = self.folder / LAST
+        state = state | {"epoch": epoch, "metric": metric, "history": self.history, "best": self.best}
+        write_checkpoint(last, state)
+        if (metric, epoch) in self.history:
+            _link(last, self._path(epoch))
+        if self.best[1] == epoch:
+            _link(last, self.folder / BEST)
+        for _, old in dropped:
+            self._path(old).unlink(missing_ok=True)
+
+    def resume(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on with the history and the best metric of a checkpoint."""
+        self.history = [(float(metric), int(epoch)) for metric, epoch in checkpoint.get("history", [])]
+        best = checkpoint.get("best")
+        self.best = (float(best[0]), int(best[1])) if best else None
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"checkpoint-{epoch}.pth.tar"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let `target` name the same file as `source`, atomically, without writing the bytes again."""
+    temporary = target.with_name(f".{target.name}.link")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        # File systems without hard links get a copy.
+        import shutil
+
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable. Some network file systems cannot; the rename itself stays atomic there."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

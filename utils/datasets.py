@@ -1,0 +1,216 @@
+"""Opens the data sets: where the files of each are, and what is wrong if they are not.
+
+Samples are (image, class index). The image is a PIL image until the transform, then a tensor [C, H, W].
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+from timm.data import AugMixDataset, create_dataset, create_reader
+
+from utils.dataset_facts import AVAILABLE, DatasetFacts, check_classes, dataset_facts, resolve_data
+from utils.errors import UserError
+from utils.transforms import eval_transform, train_transform
+
+if TYPE_CHECKING:
+    from utils.settings import Config
+
+_logger = logging.getLogger(__name__)
+
+# Found from any current directory.
+DIGITS_FOLDER = Path(__file__).resolve().parent.parent / "data" / "digits"
+
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")
+
+
+class ImageSet(Protocol):
+    """A map-style data set: `dataset[i]` is (transformed image, class index)."""
+
+    transform: Any
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+def build_datasets(cfg: Config) -> tuple[ImageSet, ImageSet]:
+    """Open the training and the evaluation split, with their transforms."""
+    train, evaluation = build_dataset(cfg, training=True), build_dataset(cfg, training=False)
+    train_classes, eval_classes = (_class_names(dataset) for dataset in (train, evaluation))
+    if train_classes != eval_classes:
+        odd = sorted(train_classes ^ eval_classes)
+        raise UserError(
+            f"data_dir: {cfg.data_dir!r}: splits {cfg.train_split!r} and {cfg.val_split!r} have different "
+            f"class folders ({len(odd)} in one of them only, as {odd[0]!r}); give both the same folders"
+        )
+    return train, evaluation
+
+
+def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
+    """Open one split. With `aug_splits`, a training sample's image is a tuple of that many tensors."""
+    settings = resolve_data(cfg)
+    facts = dataset_facts(cfg.dataset)
+    if facts.events:
+        raise UserError(
+            f"dataset: {cfg.dataset!r} holds events, and this version has no reader for them; "
+            f"available: {', '.join(AVAILABLE)}"
+        )
+    if facts.kind == "digits":
+        dataset: ImageSet = _open_digits(cfg, training)
+    elif facts.kind == "folder":
+        dataset = _open_folder(cfg, training)
+    else:
+        dataset = _open_by_timm(cfg, facts, training)
+    classes = len(_class_names(dataset))
+    if classes:
+        check_classes(cfg, classes)
+    if not training:
+        dataset.transform = eval_transform(settings)
+        return dataset
+    if cfg.hflip > 0 and not facts.mirrors and not cfg.no_aug:
+        _logger.warning("hflip: %g mirrors %s, where not each class survives it; set hflip: 0", cfg.hflip, cfg.dataset)
+    if cfg.aug_splits:
+        dataset = AugMixDataset(dataset, num_splits=cfg.aug_splits)
+    dataset.transform = train_transform(cfg, settings)
+    return dataset
+
+
+def _class_names(dataset: Any) -> set[str]:
+    """Class names where the data set knows them, else an empty set."""
+    source = getattr(dataset, "dataset", dataset)  # inside AugMixDataset
+    source = getattr(source, "reader", source)
+    return set(getattr(source, "class_to_idx", ()))
+
+
+def _fixed_split(cfg: Config, training: bool) -> bool:
+    """Whether the asked split of a set with two fixed splits is its training split."""
+    key, name = ("train_split", cfg.train_split) if training else ("val_split", cfg.val_split)
+    if name in TRAIN_NAMES:
+        return True
+    if name in (*EVAL_NAMES, "test"):
+        return False
+    raise UserError(
+        f"{key}: {name!r} is no split of dataset {cfg.dataset!r}; valid: "
+        f"{', '.join((*TRAIN_NAMES, *EVAL_NAMES, 'test'))}"
+    )
+
+
+class DigitsDataset:
+    """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
+
+    def __init__(self, file: Path, *, train: bool) -> None:
+        with np.load(file, allow_pickle=False) as content:
+            chosen = content["is_test"] != train
+            # 17 grey levels to 0..255: paper is 0, full ink is 255.
+            self.images: np.ndarray = (content["images"][chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
+            self.labels: np.ndarray = content["labels"][chosen].astype(np.int64)
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]:
+        image = Image.fromarray(self.images[index])
+        return self.transform(image) if self.transform else image, int(self.labels[index])
+
+
+def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
+    file = (Path(cfg.data_dir) if cfg.data_dir else DIGITS_FOLDER) / "digits.npz"
+    if not file.is_file():
+        raise UserError(f"data_dir: {file} does not exist; leave data_dir out to use the embedded set")
+    return DigitsDataset(file, train=_fixed_split(cfg, training))
+
+
+def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
+    split = cfg.train_split if training else cfg.val_split
+    if facts.classes:  # CIFAR
+        split = "train" if _fixed_split(cfg, training) else "validation"
+    root = cfg.data_dir or facts.default_root or None
+    if root is None and facts.kind == "torch":
+        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
+    try:
+        return create_dataset(
+            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=_mode(cfg)
+        )
+    except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
+        remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
+        if isinstance(error, ImportError):
+            remedy = "install that package"
+        expected = f"{root}/{facts.expected}" if facts.expected else f"split {split!r} in {root or 'the cache'}"
+        raise UserError(
+            f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({_first_line(error)}); {remedy}"
+        ) from error
+
+
+def _mode(cfg: Config) -> str:
+    return "L" if cfg.in_channels == 1 else "RGB"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class FolderDataset:
+    """A folder of images per class, as timm's reader lists and numbers them.
+
+    timm's own data set puts the next file in place of a damaged one; here that is an error: each sample
+    counts once.
+    """
+
+    def __init__(self, root: Path, mode: str) -> None:
+        reader = create_reader("", root=str(root))
+        self.samples: list[tuple[str, int]] = reader.samples
+        self.class_to_idx: dict[str, int] = reader.class_to_idx
+        self.mode = mode  # of PIL: 'L' or 'RGB'
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert(self.mode)
+        except OSError as error:
+            raise UserError(f"data_dir: {path} is damaged ({error}); replace or remove it") from error
+        return self.transform(image) if self.transform else image, label
+
+
+def _open_folder(cfg: Config, training: bool) -> FolderDataset:
+    if not cfg.data_dir:
+        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
+    root = _split_folder(cfg, training)
+    try:
+        dataset = FolderDataset(root, _mode(cfg))
+    except RuntimeError as error:
+        raise UserError(f"data_dir: {root} holds no images; expected {root}/<class>/<image>") from error
+    # timm numbers the folders that hold images: an empty one would shift the labels of all that follow.
+    known = dataset.class_to_idx
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in known:
+            names = {inner.name for inner in folder.rglob("*") if inner.is_dir()}
+            if not names & known.keys():
+                raise UserError(f"data_dir: class folder {folder} holds no images; fill or remove it")
+    return dataset
+
+
+def _split_folder(cfg: Config, training: bool) -> Path:
+    key, name = ("train_split", cfg.train_split) if training else ("val_split", cfg.val_split)
+    root = Path(cfg.data_dir)
+    if not root.is_dir():
+        raise UserError(f"data_dir: {root} is no folder; expected {root}/{name}/<class>/<image>")
+    synonyms: tuple[str, ...] = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if name in names), ())
+    tried = [name, *(synonym for synonym in synonyms if synonym != name)]
+    for candidate in tried:
+        if (root / candidate).is_dir():
+            return root / candidate
+    raise UserError(
+        f"{key}: {name!r}: no folder of that name in {root} (tried {', '.join(tried)}); "
+        f"expected {root}/{name}/<class>/<image>"
+    )

@@ -1,0 +1,54 @@
+"""The error a user can put right, and how a script ends on it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
+
+
+class UserError(ValueError):
+    """A configuration, data set, checkpoint or flag that the user can put right.
+
+    The message names the file or key, the bad value, the valid values and the remedy.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name` (letter case, '-' and '_' aside), or None if none is close."""
+    by_plain_name = {_plain(candidate): candidate for candidate in valid}
+    match = difflib.get_close_matches(_plain(name), by_plain_name, n=1)
+    return by_plain_name[match[0]] if match else None
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """'; did you mean X?' to append to a message, or '' if no valid name is close."""
+    match = nearest(name, valid)
+    return f"; did you mean {match}?" if match else ""
+
+
+def run_script(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run `main` on the command line's arguments and exit with the status it returns.
+
+    A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130. Any other exception is
+    a defect of the program and keeps its traceback.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        status = USAGE_ERROR
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", "-").lstrip("-")

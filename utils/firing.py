@@ -1,0 +1,183 @@
+"""Firing rates, counted in integers from outside the model and divided once.
+
+The rate of a spike tensor at step t is its number of spikes over its number of elements, over all samples of all
+batches and processes (paper, supplement S1). The paper and the published code name the same tensors differently;
+every row carries both names.
+
+Legend: T time steps, B batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.distributed import Process
+
+_STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
+# The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
+_BLOCK_NAMES = {
+    "first_lif": "input",
+    "q_lif": "V_S",
+    "k_lif": "Q_S",
+    "v_lif": "K_S",
+    "kv_before": "Q_S * K_S",
+    "kv": "g(Q_S, K_S)",
+    "x_after_qkv": "SDSA output, masked V_S",
+    "fc1_lif": "MLP layer 1",
+    "fc2_lif": "MLP layer 2",
+}
+
+
+def paper_name(name: str) -> str:
+    """The paper's name of a spike tensor that the published code calls `name`; empty where it has none."""
+    if match := re.fullmatch(r"MS_SPS_lif(\d?)", name):
+        return f"SPS {_STAGE_NAMES[match[1]]}"
+    if match := re.fullmatch(r"MS_(?:SSA|MLP)_Conv(\d+)_(\w+)", name):
+        return f"block {int(match[1]) + 1} {_BLOCK_NAMES[match[2]]}"
+    return "head FC" if name == "head_lif" else ""
+
+
+@dataclass(frozen=True)
+class FiringRow:
+    """The spikes of one tensor at each time step, over all samples."""
+
+    name: str
+    paper_name: str
+    elements_per_step: int
+    spikes: list[int]
+    nonzero: list[int]
+
+    @property
+    def rate(self) -> list[float]:
+        """Firing rate per time step, 0 to 1 for spikes."""
+        return [count / self.elements_per_step for count in self.spikes]
+
+    @property
+    def nonzero_rate(self) -> list[float]:
+        """Share of elements that are not zero, per time step; equals `rate` for spikes."""
+        return [count / self.elements_per_step for count in self.nonzero]
+
+    @property
+    def mean_rate(self) -> float:
+        return sum(self.spikes) / (self.elements_per_step * len(self.spikes))
+
+    @property
+    def mean_nonzero_rate(self) -> float:
+        return sum(self.nonzero) / (self.elements_per_step * len(self.nonzero))
+
+
+class FiringRecorder:
+    """Counts the spikes in the outputs of some modules while it is entered.
+
+    Nothing of a batch stays alive after it: two integers per tensor and time step are kept.
+
+    Args:
+        sources: name -> module whose output `[T, B, ...]` is a spike tensor (`model.spike_sources()`).
+
+    Raises:
+        ValueError: a batch with another number of time steps, or an output that is not made of 0 and 1.
+    """
+
+    def __init__(self, sources: Mapping[str, nn.Module]) -> None:
+        self._sources = dict(sources)
+        self._spikes: dict[str, Tensor] = {}
+        self._nonzero: dict[str, Tensor] = {}
+        self._elements: dict[str, int] = dict.fromkeys(self._sources, 0)
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> FiringRecorder:
+        for name, module in self._sources.items():
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Any:
+        def count(module: nn.Module, args: Any, output: Tensor) -> None:
+            per_step = output.detach().flatten(1)  # [T, B * ...]
+            # float64 adds 0/1 exactly up to 2**53; float16 would round.
+            spikes = per_step.sum(dim=1, dtype=torch.float64)
+            nonzero = per_step.count_nonzero(dim=1)
+            if name not in self._spikes:
+                self._spikes[name] = torch.zeros_like(spikes)
+                self._nonzero[name] = torch.zeros_like(nonzero)
+            elif len(self._spikes[name]) != len(spikes):
+                raise ValueError(
+                    f"{name}: this batch has {len(spikes)} time steps, those before {len(self._spikes[name])}"
+                )
+            self._spikes[name] += spikes
+            self._nonzero[name] += nonzero
+            self._elements[name] += per_step.shape[1]
+
+        return count
+
+    def rows(self, process: Process) -> list[FiringRow]:
+        """One row per tensor in order of computation, summed over all processes."""
+        rows = []
+        for name, elements in self._elements.items():
+            spikes = process.sum_tensor(self._spikes[name]).tolist()
+            nonzero = process.sum_tensor(self._nonzero[name]).tolist()
+            (total,) = process.sum(elements)
+            if any(value != int(value) for value in spikes):
+                raise ValueError(f"{name}: its values are not 0 or 1, so they cannot be counted as spikes")
+            rows.append(FiringRow(name, paper_name(name), int(total), [int(s) for s in spikes], nonzero))
+        return rows
+
+
+def format_table(rows: list[FiringRow]) -> str:
+    """The firing rates as a table for a terminal: rate per time step, its mean, and the mean non-zero rate."""
+    steps = len(rows[0].spikes)
+    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
+    body = [
+        [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+        return "  ".join(names + numbers)
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, body)])
+
+
+def write_json(path: Path, rows: list[FiringRow], facts: dict[str, Any]) -> None:
+    """All counts and rates, with the facts of the run (accuracy, checkpoint, versions)."""
+    tensors = [
+        asdict(row)
+        | {
+            "rate": row.rate,
+            "nonzero_rate": row.nonzero_rate,
+            "mean_rate": row.mean_rate,
+            "mean_nonzero_rate": row.mean_nonzero_rate,
+        }
+        for row in rows
+    ]
+    path.write_text(json.dumps(facts | {"tensors": tensors}, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: list[FiringRow]) -> None:
+    """One line per tensor and time step."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["tensor", "paper_name", "time_step", "spikes", "nonzero", "elements", "rate", "nonzero_rate"])
+        for row in rows:
+            for t, (spikes, nonzero) in enumerate(zip(row.spikes, row.nonzero, strict=True)):
+                counts = [spikes, nonzero, row.elements_per_step]
+                writer.writerow([row.name, row.paper_name, t + 1, *counts, row.rate[t], row.nonzero_rate[t]])

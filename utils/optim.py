@@ -1,0 +1,97 @@
+"""Optimizer and learning-rate schedule, both from timm's factories."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from utils.settings import Config
+
+
+def make_optimizer(cfg: Config, model: nn.Module) -> Optimizer:
+    """The optimizer named `cfg.opt`; biases and 1-D tensors are not decayed.
+
+    Parameters without gradient (kept for checkpoint keys) are left out by timm.
+
+    Raises:
+        UserError: a name timm does not know.
+    """
+    valid = list_optimizers()
+    if cfg.opt.lower() not in valid:
+        raise UserError(
+            f"opt: {cfg.opt!r} is not an optimizer of timm{did_you_mean(cfg.opt, valid)} "
+            f"Valid: {', '.join(sorted(valid))}"
+        )
+    extra: dict[str, Any] = {}
+    if cfg.opt_eps is not None:
+        extra["eps"] = cfg.opt_eps
+    if cfg.opt_betas is not None:
+        extra["betas"] = tuple(cfg.opt_betas)
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=cfg.opt,
+            lr=cfg.lr,
+            weight_decay=cfg.weight_decay,
+            momentum=cfg.momentum,
+            filter_bias_and_bn=True,
+            **extra,
+        )
+    except TypeError as error:
+        # Some optimizers have no eps or betas; timm hands them on as they are.
+        if not extra:
+            raise
+        raise UserError(f"opt_eps / opt_betas: {cfg.opt!r} does not take them ({error}); leave them out") from error
+
+
+def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
+    """The schedule of per-epoch learning rates, and the number of epochs with the cool-down.
+
+    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them.
+    """
+    with warnings.catch_warnings():
+        # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
+        warnings.filterwarnings("ignore", message=".*[Pp]lateau.*")
+        scheduler, num_epochs = create_scheduler_v2(
+            optimizer,
+            sched=cfg.sched,
+            num_epochs=cfg.epochs,
+            decay_epochs=cfg.decay_epochs,
+            cooldown_epochs=cfg.cooldown_epochs,
+            patience_epochs=cfg.patience_epochs,
+            decay_rate=cfg.decay_rate,
+            min_lr=cfg.min_lr,
+            warmup_lr=cfg.warmup_lr,
+            warmup_epochs=cfg.warmup_epochs,
+            noise=_noise_range(cfg.lr_noise),
+            noise_pct=cfg.lr_noise_pct,
+            noise_std=cfg.lr_noise_std,
+            noise_seed=cfg.seed,
+            cycle_mul=cfg.lr_cycle_mul,
+            cycle_decay=0.1,
+            cycle_limit=cfg.lr_cycle_limit,
+            plateau_mode="min" if cfg.eval_metric == "loss" else "max",
+        )
+    return scheduler, num_epochs
+
+
+def _noise_range(noise: list[float] | None) -> float | list[float] | None:
+    """timm takes one number (from there on) or a pair (from, to), as fractions of the schedule."""
+    if not noise:
+        return None
+    return noise[0] if len(noise) == 1 else noise
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The learning rate in force, averaged over the parameter groups."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return float(sum(rates) / len(rates))

@@ -1,0 +1,69 @@
+"""Mixed precision: autocast, loss scaling, gradient clipping and the optimizer's step, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.settings import Config
+
+
+class Precision:
+    """How forward and backward passes of a run compute.
+
+    Without `amp`, float32 throughout. With it, autocast to bfloat16, or to float16 with loss scaling on CUDA (the
+    published runs). Neurons keep a float32 state unless `neuron_dtype` says otherwise.
+
+    Raises:
+        UserError: float16 on a CPU, where loss scaling and fast kernels are missing.
+    """
+
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        self.device = device
+        self.enabled = cfg.amp
+        names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+        by_default = "float16" if device.type == "cuda" else "bfloat16"
+        self.dtype = names[by_default if cfg.amp_dtype == "auto" else cfg.amp_dtype]
+        if self.enabled and device.type == "cpu" and self.dtype is torch.float16:
+            raise UserError("amp_dtype: 'float16' needs a CUDA device; use bfloat16 or auto on a CPU")
+        self.clip_grad = cfg.clip_grad
+        self.clip_mode = cfg.clip_mode
+        scaling = self.enabled and self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaling)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Unscale, clip and apply the gradients, then clear them."""
+        if self.clip_grad is not None:
+            self.scaler.unscale_(optimizer)
+            self._clip(list(model.parameters()), self.clip_grad)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self, parameters: list[nn.Parameter], threshold: float) -> None:
+        if self.clip_mode == "norm":
+            torch.nn.utils.clip_grad_norm_(parameters, threshold)
+        elif self.clip_mode == "value":
+            torch.nn.utils.clip_grad_value_(parameters, threshold)
+        else:
+            adaptive_clip_grad([p for p in parameters if p.grad is not None], threshold)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.scaler.load_state_dict(state)

@@ -1,0 +1,63 @@
+"""What a run needs to be repeated: seeds, determinism, versions and the git commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+_PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
+
+
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed python, numpy and torch for one epoch of one process.
+
+    Every epoch starts from its own seed, so that a resumed run draws what an uninterrupted one would have drawn.
+    """
+    state = np.random.SeedSequence((seed, epoch, rank)).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[0]))
+    torch.manual_seed(int(state[1]))
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Choose between the fastest algorithms and those that give the same bits each time."""
+    if deterministic:
+        # cuBLAS reads this when it is first used; without it torch refuses its deterministic mode.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit() -> str:
+    """The checked-out commit, with `+changes` when files differ from it; `unknown` outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

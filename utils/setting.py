@@ -1,0 +1,197 @@
+"""One setting: its type, valid values and explanation, and how a value from a YAML or a command line is read.
+
+Free of torch and timm, so that `--help` and a wrong setting are answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from utils.errors import did_you_mean
+
+_KEY = "setting"
+_COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What `setting()` states about one field of the configuration."""
+
+    help: str
+    group: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None  # inclusive bounds
+    high: float | None = None
+    above: float | None = None  # exclusive bounds
+    below: float | None = None
+    lengths: tuple[int, ...] = ()  # of a list; () allows any length from one up
+    pattern: tuple[str, str] | None = None  # regular expression, and the same in words
+    aliases: tuple[str, ...] = ()  # short options
+    no_effect: str = ""  # reason; a value that differs from the default warns
+    unavailable: str = ""  # reason; a value that differs from the default is an error
+
+
+def setting(default: Any, help: str, *, group: str, compare: bool = True, **rules: Any) -> Any:
+    """Declare one field of a configuration dataclass; `rules` are the fields of `Rules`."""
+    metadata = {_KEY: Rules(help=help, group=group, **rules)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata, compare=compare)
+    return field(default=default, metadata=metadata, compare=compare)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting with its type; `read` turns a given value into a valid one."""
+
+    name: str
+    kind: type  # bool, int, float or str; of the elements when is_list
+    optional: bool
+    is_list: bool
+    default: Any
+    rules: Rules
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Long options: the one that sets it; for a switch also the one that undoes it."""
+        flag = "--" + self.name.replace("_", "-")
+        if self.kind is not bool:
+            return (flag,)
+        undo = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
+        return (flag, undo)
+
+    @property
+    def valid(self) -> str:
+        """The valid values in words, to complete 'give ...'."""
+        rules = self.rules
+        if self.kind is bool:
+            words = "true or false"
+        elif rules.choices:
+            words = "one of " + ", ".join(choice or '""' for choice in rules.choices)
+        elif rules.pattern:
+            words = rules.pattern[1]
+        else:
+            words = {int: "a whole number", float: "a number", str: "text"}[self.kind] + self._range()
+        if self.is_list:
+            counts = " or ".join(_COUNT_WORDS.get(n, str(n)) for n in rules.lengths)
+            words = f"a list of {counts + ' values' if counts else 'values'}, each {words}"
+        return words + (" (or null)" if self.optional else "")
+
+    def read(self, value: Any, *, text: bool = False) -> Any:
+        """The valid value that `value` stands for; `text` says that it comes from a command line.
+
+        Raises:
+            ValueError: the value is not valid; the message says which values are.
+        """
+        if self.optional and (value is None or (text and value in ("null", "none", "None"))):
+            return None
+        if not self.is_list:
+            return self._read_one(value, text)
+        if not isinstance(value, (list, tuple)) or not value:
+            raise self._invalid(value)
+        if self.rules.lengths and len(value) not in self.rules.lengths:
+            raise self._invalid(value)
+        return [self._read_one(element, text) for element in value]
+
+    def _read_one(self, value: Any, text: bool) -> Any:
+        read = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}[self.kind]
+        try:
+            result = read(value, text)
+        except (TypeError, ValueError, OverflowError):
+            raise self._invalid(value) from None
+        if not self._allows(result):
+            raise self._invalid(value)
+        return result
+
+    def _allows(self, value: Any) -> bool:
+        rules = self.rules
+        if self.kind is str:
+            return not (
+                (rules.choices and value not in rules.choices)
+                or (rules.pattern and not re.fullmatch(rules.pattern[0], value))
+            )
+        return not (
+            (rules.low is not None and value < rules.low)
+            or (rules.high is not None and value > rules.high)
+            or (rules.above is not None and value <= rules.above)
+            or (rules.below is not None and value >= rules.below)
+        )
+
+    def _range(self) -> str:
+        rules = self.rules
+        bounds = ((">=", rules.low), (">", rules.above), ("<=", rules.high), ("<", rules.below))
+        stated = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return f" {stated}" if stated else ""
+
+    def _invalid(self, value: Any) -> ValueError:
+        hint = did_you_mean(str(value), self.rules.choices) if self.rules.choices else ""
+        if self.kind is str and isinstance(value, (int, float)):
+            hint = f'; put it in quotes: "{value}"'
+        return ValueError(f"{shown(value)} is not valid: give {self.valid}{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written in YAML, for a message."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def settings_of(config: type) -> dict[str, Setting]:
+    """The settings a configuration dataclass declares, in their order."""
+    hints = typing.get_type_hints(config)
+    return {f.name: _setting_of(f, hints[f.name]) for f in fields(config) if _KEY in f.metadata}
+
+
+def _setting_of(declared: Field[Any], hint: Any) -> Setting:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    (kind,) = (option for option in options if option is not type(None))
+    is_list = typing.get_origin(kind) is list
+    assert declared.default is not MISSING or declared.default_factory is not MISSING
+    return Setting(
+        name=declared.name,
+        kind=typing.get_args(kind)[0] if is_list else kind,
+        optional=type(None) in options,
+        is_list=is_list,
+        default=declared.default if declared.default_factory is MISSING else declared.default_factory(),
+        rules=declared.metadata[_KEY],
+    )
+
+
+def _read_bool(value: Any, text: bool) -> bool:
+    # Strict: bool("false") is True, and a 0 or 1 here is usually meant for another setting.
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _read_int(value: Any, text: bool) -> int:
+    if text and isinstance(value, str):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _read_float(value: Any, text: bool) -> float:
+    # A string also from a YAML: a YAML 1.1 reader leaves 3e-4, which has no dot, as a string.
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _read_str(value: Any, text: bool) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # pooling_stat: 1111, experiment: 7
+    if not isinstance(value, str):
+        raise TypeError
+    return value
