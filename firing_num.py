@@ -63,13 +63,12 @@ def measure(cfg: Config, process: Process) -> tuple[EvalResult, list[FiringRow]]
     model.to(process.device).to(memory_format=memory_format)
     loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
     images = cfg.val_batch_size * process.world_size
-    progress = Progress("evaluating", len(loader), images, cfg.log_interval, process.is_main)
-    try:
-        with FiringRecorder(model.spike_sources()) as recorder:
-            precision = Precision(cfg, process.device)
-            accuracy = evaluate(model, loader, precision, process, memory_format=memory_format, on_step=progress.step)
-    finally:
-        progress.close()
+    precision = Precision(cfg, process.device)
+    with (
+        Progress("evaluating", len(loader), images, cfg.log_interval, process.is_main) as progress,
+        FiringRecorder(model.spike_sources()) as recorder,
+    ):
+        accuracy = evaluate(model, loader, precision, process, memory_format=memory_format, on_step=progress.step)
     return accuracy, recorder.rows(process)
 
 

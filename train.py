@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int:
 
     with distributed(cfg) as process:
         setup_logging(process)
+        if cfg.dry_run:
+            return dry_run(cfg, process)
         folder = run_folder(cfg)
         if not process.is_main:
             return train(cfg, process, folder)
@@ -40,6 +42,17 @@ def train(cfg: Config, process: Process, folder: Path) -> int:
             evaluated = trainer.evaluate(epoch)
             trainer.finish(epoch, trained, evaluated)
     trainer.conclude()
+    return 0
+
+
+def dry_run(cfg: Config, process: Process) -> int:
+    import model  # noqa: F401 -- registers the models
+    from utils.dry_run import estimate
+    from utils.trainer import Trainer
+
+    trainer = Trainer(cfg, process, Path())
+    trainer.describe()
+    estimate(trainer)
     return 0
 
 

@@ -6,12 +6,17 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import timm
+import torch
+from timm.layers import convert_splitbn_model
 from torch import nn
 
+from utils.checkpoint import load_weights
 from utils.dataset_facts import resolve_data
 from utils.errors import UserError, did_you_mean
+from utils.sync_batchnorm import convert_sync_batchnorm
 
 if TYPE_CHECKING:
+    from utils.distributed import Process
     from utils.settings import Config
 
 # Settings that a named size (sdt_8_512, ...) brings itself; for those, only what was given explicitly counts.
@@ -67,6 +72,30 @@ def build_model(cfg: Config) -> nn.Module:
             if cfg.bn_eps is not None:
                 module.eps = cfg.bn_eps
     return model
+
+
+def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tuple[nn.Module, list[nn.Module]]:
+    """Initial weights, BatchNorm variants, frozen parts, device and layout; the model and its frozen modules.
+
+    Raises:
+        UserError: the initial checkpoint cannot be loaded.
+    """
+    if cfg.initial_checkpoint:
+        load_weights(model, cfg.initial_checkpoint)
+    frozen: list[nn.Module] = []
+    if cfg.linear_prob:
+        # Linear probing: the head learns on features that do not change, running statistics included.
+        frozen = [module for name, module in model.named_children() if name != "head"]
+        for module in frozen:
+            module.requires_grad_(False)
+    if cfg.split_bn:
+        model = convert_splitbn_model(model, cfg.aug_splits)
+    if cfg.sync_bn and process.world_size > 1:
+        model = convert_sync_batchnorm(model, process.device)
+    model.to(process.device)
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model, frozen
 
 
 def with_sizes_of(cfg: Config, model: nn.Module) -> Config:

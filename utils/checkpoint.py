@@ -1,8 +1,9 @@
 """Checkpoints: written atomically, read safely, loaded strictly.
 
 A checkpoint is a `torch.save` dictionary: `state_dict`, `epoch`, and where they exist `state_dict_ema`, `optimizer`,
-`schedule`, `amp_scaler`, `metric`, `history`, `config`, `versions`, `git_commit`. Published files have the same
-`state_dict`, with or without a `module.` prefix, and may be the bare state dict.
+`schedule`, `amp_scaler`, `metric`, `history`, `best`, `config`, `versions`, `git_commit`; one from within an epoch also
+has `progress`. Published files have the same `state_dict`, with or without a `module.` prefix, or are the bare state
+dict.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-LAST = "last.pth.tar"
-BEST = "model_best.pth.tar"
-
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` so that `path` holds either the old file or the complete new one, whatever happens.
@@ -40,7 +38,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # the temporary file's rights are the owner's only
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
         raise UserError(f"cannot write checkpoint {path}: {error}; files written before are untouched") from error
@@ -131,74 +129,7 @@ def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     return "\n".join(lines)
 
 
-class CheckpointStore:
-    """The checkpoints of one run: `last`, `model_best`, and the best `keep` epochs as `checkpoint-<epoch>`.
-
-    Args:
-        folder: where they are written.
-        keep: how many epochs of history.
-        decreasing: whether a smaller metric is better (losses).
-    """
-
-    def __init__(self, folder: Path, keep: int, decreasing: bool) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.decreasing = decreasing
-        # (metric, epoch), best first; travels inside each checkpoint, so that a resumed run goes on with it.
-        self.history: list[tuple[float, int]] = []
-        self.best: tuple[float, int] | None = None
-
-    def _is_better(self, metric: float, than: float) -> bool:
-        return metric < than if self.decreasing else metric > than
-
-    def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
-        """Write the checkpoint of one epoch. Nothing older is removed before it is complete.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        if self.best is None or self._is_better(metric, self.best[0]):
-            self.best = (metric, epoch)
-        sign = 1 if self.decreasing else -1
-        ranked = sorted([*self.history, (metric, epoch)], key=lambda entry: (sign * entry[0], entry[1]))
-        self.history, dropped = ranked[: self.keep], ranked[self.keep :]
-
-        last = self.folder / LAST
-        state = state | {"epoch": epoch, "metric": metric, "history": self.history, "best": self.best}
-        write_checkpoint(last, state)
-        if (metric, epoch) in self.history:
-            _link(last, self._path(epoch))
-        if self.best[1] == epoch:
-            _link(last, self.folder / BEST)
-        for _, old in dropped:
-            self._path(old).unlink(missing_ok=True)
-
-    def resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on with the history and the best metric of a checkpoint."""
-        self.history = [(float(metric), int(epoch)) for metric, epoch in checkpoint.get("history", [])]
-        best = checkpoint.get("best")
-        self.best = (float(best[0]), int(best[1])) if best else None
-
-    def _path(self, epoch: int) -> Path:
-        return self.folder / f"checkpoint-{epoch}.pth.tar"
-
-
-def _link(source: Path, target: Path) -> None:
-    """Let `target` name the same file as `source`, atomically, without writing the bytes again."""
-    temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        # File systems without hard links get a copy.
-        import shutil
-
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable. Some network file systems cannot; the rename itself stays atomic there."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

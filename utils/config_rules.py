@@ -30,6 +30,8 @@ def ignored(cfg: Config) -> Iterator[Finding]:
             yield Finding((name,), f"{name} {shown(value)} has no effect: {setting.rules.no_effect}")
     if cfg.TET_lamb != 0 and not cfg.TET:
         yield Finding(("TET_lamb",), f"TET_lamb {cfg.TET_lamb:g} is ignored without TET; set TET: true to use it")
+    if cfg.lr_base is not None and "lr" in cfg.explicit:
+        yield Finding(("lr",), f"lr {cfg.lr:g} is ignored: lr_base {cfg.lr_base:g} sets the learning rate")
     if cfg.amp_dtype != "auto" and not cfg.amp:
         yield Finding(("amp_dtype",), f"amp_dtype {cfg.amp_dtype} is ignored without amp; set amp: true to use it")
 

@@ -5,38 +5,54 @@ Legend: T time steps, B batch, C channels, H x W image, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from utils.distributed import Process
+from utils.errors import UserError
 from utils.precision import Precision
 
-# Called after each step with (steps done, loss of the steps so far averaged on demand).
-OnStep = Callable[[int, Callable[[], float]], None]
 
-
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; raised before the update that it would have spoiled."""
+
+
+class Tally:
+    """What one process has summed up in an epoch so far.
+
+    Sums stay on the device: reading them at each step would make the host wait for it.
+    """
+
+    def __init__(self, device: torch.device, steps: int = 0, loss_sum: float = 0.0, samples: int = 0) -> None:
+        self.steps = steps
+        self.loss_sum = torch.tensor(loss_sum, dtype=torch.float64, device=device)
+        self.samples = samples
+
+    def add(self, loss: Tensor, samples: int) -> None:
+        self.loss_sum += loss.detach().double() * samples
+        self.samples += samples
+        self.steps += 1
+
+    def mean_loss(self) -> float:
+        """Mean loss of this process's samples; waits for the device."""
+        return float(self.loss_sum) / self.samples
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """One epoch of training, over all batches and processes."""
+    """One epoch of training: the mean loss over all samples and processes, and the speed of all processes."""
 
     loss: float
-    samples: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        return self.samples / self.seconds
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -54,61 +70,101 @@ class EvalResult:
         return self.samples / self.seconds
 
 
+@dataclass
+class TrainStep:
+    """How one batch is trained on.
+
+    Attributes:
+        model: called as `model(x) -> (logits, hook)`.
+        loss_fn: the training loss on logits and (mixed) targets.
+        mixup: mixes a batch on the device, or None.
+        accumulate: batches per update; their gradients are averaged.
+        frozen: modules that stay in evaluation mode.
+        seed: called with the step's number before anything random happens in it.
+        after_update: called after each update, for the moving average of the weights.
+    """
+
+    model: nn.Module
+    loss_fn: nn.Module
+    optimizer: Optimizer
+    precision: Precision
+    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+    accumulate: int = 1
+    frozen: Sequence[nn.Module] = ()
+    seed: Callable[[int], None] | None = None
+    after_update: Callable[[], None] | None = None
+
+    def run(self, x: Tensor, y: Tensor, step: int, last_step: int) -> Tensor:
+        """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
+
+        Raises:
+            NonFiniteLossError: with the step and the first module whose output is not finite, before the update.
+        """
+        if self.seed is not None:
+            self.seed(step)
+        x = _in_format(x, self.memory_format)
+        if self.mixup is not None:
+            x, y = self.mixup(x, y)
+        first = step - step % self.accumulate
+        group = min(self.accumulate, last_step + 1 - first)  # the last group of an epoch may be smaller
+        updates = step + 1 == first + group
+        # Between updates the gradients need not travel.
+        with _without_exchange(self.model) if not updates else contextlib.nullcontext():
+            with self.precision.autocast():
+                logits, _ = self.model(x)
+                loss: Tensor = self.loss_fn(logits.float() if self.precision.enabled else logits, y)
+            is_finite = _read_later(torch.isfinite(loss.detach()))
+            self.precision.backward(loss / group)
+        if not is_finite():
+            raise NonFiniteLossError(
+                f"the loss is {float(loss.detach())} in step {step}; "
+                f"{_first_nonfinite_module(self.model, x, self.precision)}"
+            )
+        if updates:
+            self.precision.update(self.optimizer, self.model)
+            if self.after_update is not None:
+                self.after_update()
+        return loss
+
+
+def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
 def train_one_epoch(
-    model: nn.Module,
+    step: TrainStep,
     loader: Iterable[tuple[Tensor, Tensor]],
-    loss_fn: nn.Module,
-    optimizer: Optimizer,
-    precision: Precision,
+    steps: int,
     process: Process,
     *,
-    epoch: int,
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    after_update: Callable[[], None] | None = None,
-    on_step: OnStep | None = None,
+    tally: Tally | None = None,
+    on_step: Callable[[Tally], None] | None = None,
 ) -> TrainResult:
     """Train on every batch of `loader` once.
 
     Args:
-        model: called as `model(x) -> (logits, hook)`.
-        loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`.
-        loss_fn: the training loss on logits and (mixed) targets.
-        mixup: mixes a batch on the device, or None.
-        after_update: called after each update, for the moving average of the weights.
-        on_step: called after each step, for progress.
+        step: how a batch is trained on.
+        loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`, on the device.
+        steps: batches of a whole epoch.
+        tally: what was summed up before `loader`'s first batch, when the epoch goes on in its middle.
+        on_step: called after each step; may raise to stop between two steps.
 
     Raises:
-        NonFiniteLossError: with epoch, step and the first module whose output is not finite; before the update.
+        NonFiniteLossError: see `TrainStep.run`.
     """
-    model.train()
-    started = time.perf_counter()
-    # Sums stay on the device: reading them at each step would make the host wait for it.
-    loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
-    samples = 0
-    for step, (x, y) in enumerate(loader):
-        x, y = _to_device(x, process.device, memory_format), y.to(process.device, non_blocking=True)
-        if mixup is not None:
-            x, y = mixup(x, y)
-        with precision.autocast():
-            logits, _ = model(x)
-            loss = loss_fn(logits.float() if precision.enabled else logits, y)
-        finite = _read_later(torch.isfinite(loss.detach()))
-        precision.backward(loss)
-        if not finite():
-            raise NonFiniteLossError(
-                f"the loss is {float(loss.detach())} in epoch {epoch}, step {step}; "
-                f"{_first_nonfinite_module(model, x, precision)}. The weights were not updated."
-            )
-        precision.update(optimizer, model)
-        if after_update is not None:
-            after_update()
-        loss_sum += loss.detach().double() * len(x)
-        samples += len(x)
+    tally = tally or Tally(process.device)
+    step.model.train()
+    for module in step.frozen:
+        module.eval()
+    started, already = time.perf_counter(), tally.samples
+    for x, y in loader:
+        loss = step.run(x, y, tally.steps, steps - 1)
+        tally.add(loss, len(x))
         if on_step is not None:
-            on_step(step + 1, lambda total=loss_sum, n=samples: float(total) / n)  # type: ignore[misc]
-    all_loss, all_samples = process.sum(float(loss_sum), samples)
-    return TrainResult(all_loss / all_samples, int(all_samples), time.perf_counter() - started)
+            on_step(tally)
+    loss_sum, samples, here = process.sum(float(tally.loss_sum), tally.samples, tally.samples - already)
+    return TrainResult(loss_sum / samples, here / (time.perf_counter() - started))
 
 
 @torch.no_grad()
@@ -132,9 +188,8 @@ def evaluate(
     correct = torch.zeros(2, dtype=torch.float64, device=process.device)  # top-1, top-5
     samples = 0
     for step, (x, y) in enumerate(loader):
-        x, y = _to_device(x, process.device, memory_format), y.to(process.device, non_blocking=True)
         with precision.autocast():
-            logits, _ = model(x)
+            logits, _ = model(_in_format(x, memory_format))
         if logits.dim() == 3:
             logits = logits.mean(dim=0)  # [B, K]
         loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
@@ -145,14 +200,15 @@ def evaluate(
         if on_step is not None:
             on_step(step + 1)
     loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
-    return EvalResult(
-        loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
 
 
-def _to_device(x: Tensor, device: torch.device, memory_format: torch.memory_format) -> Tensor:
-    x = x.to(device, non_blocking=True)
-    # Event frames are 5-D and become 4-D inside the model: channels-last has no meaning for them here.
+def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
+    if x.dim() == 5 and memory_format is torch.channels_last:
+        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
+        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
     return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
 
 
@@ -189,11 +245,12 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
 
         return hook
 
-    inner = getattr(model, "module", model)
-    handles = [m.register_forward_hook(watch(name)) for name, m in inner.named_modules() if name]
+    for wrapper in ("module", "_orig_mod"):  # data-parallel training, torch.compile
+        model = getattr(model, wrapper, model)
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
     try:
         with precision.autocast():
-            inner(x)
+            model(x)
     finally:
         for handle in handles:
             handle.remove()

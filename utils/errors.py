@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,18 @@ class UserError(ValueError):
 
     The message names the file or key, the bad value, the valid values and the remedy.
     """
+
+    # Processes that start alike fail alike: then one of them speaks for all. Inside a running group, where one
+    # may fail alone, `utils.distributed` finds out who speaks and sets this to False.
+    in_every_process = True
+
+
+class Stopped(Exception):
+    """A signal ended the run in good order; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number  # what a shell reports
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -35,17 +48,25 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main` on the command line's arguments and exit with the status it returns.
 
-    A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130. Any other exception is
-    a defect of the program and keeps its traceback.
+    A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130, a run that a signal stopped
+    in its own message and 128 + the signal. Any other exception is a defect of the program and keeps its traceback.
+    Of several processes, one speaks.
     """
     script = Path(sys.argv[0]).name
+    is_main = os.environ.get("RANK", "0") == "0"
     try:
         status = main(sys.argv[1:])
     except UserError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
+        if is_main or not error.in_every_process:
+            print(f"{script}: error: {error}", file=sys.stderr)
         status = USAGE_ERROR
+    except Stopped as stop:
+        if is_main:
+            print(f"{script}: {stop}", file=sys.stderr)
+        status = stop.status
     except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
+        if is_main:
+            print(f"{script}: interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
 

@@ -11,6 +11,7 @@ same process, or of an interruption. That holds bit for bit on one machine with 
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def _device_loader(
         batch_sampler=batches,
         num_workers=cfg.workers,
         collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
         # The loader draws a base seed at each start: from here, not from the run's own random state.
@@ -159,6 +161,12 @@ def _device_loader(
     )
     statistics = (data.mean, data.std) if data.normalise_on_device else None
     return DeviceLoader(loader, device, statistics)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach the workers too, while the main process still finishes its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class SeededSamples(Dataset[Any]):

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from utils.settings import Config
 
 
-def make_optimizer(cfg: Config, model: nn.Module) -> Optimizer:
+def peak_learning_rate(cfg: Config, world_size: int) -> float:
+    """`lr` as it is, or `lr_base` scaled with the samples per update of all processes (Goyal et al. 2017)."""
+    if cfg.lr_base is None:
+        return cfg.lr
+    ratio = cfg.batch_size * world_size * cfg.grad_accum_steps / cfg.lr_base_size
+    return cfg.lr_base * (ratio if cfg.lr_base_scale == "linear" else ratio**0.5)
+
+
+def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
     """The optimizer named `cfg.opt`; biases and 1-D tensors are not decayed.
 
     Parameters without gradient (kept for checkpoint keys) are left out by timm.
@@ -40,7 +48,7 @@ def make_optimizer(cfg: Config, model: nn.Module) -> Optimizer:
         return create_optimizer_v2(
             model,
             opt=cfg.opt,
-            lr=cfg.lr,
+            lr=lr,
             weight_decay=cfg.weight_decay,
             momentum=cfg.momentum,
             filter_bias_and_bn=True,

@@ -15,12 +15,13 @@ import torch
 _PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
 
 
-def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed python, numpy and torch for one epoch of one process.
+def seed_step(seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> None:
+    """Seed python, numpy and torch for one step of one process.
 
-    Every epoch starts from its own seed, so that a resumed run draws what an uninterrupted one would have drawn.
+    Randomness is a function of (seed, epoch, step, rank), so a resumed run draws what an uninterrupted one would
+    have drawn, and no generator's state has to travel in a checkpoint.
     """
-    state = np.random.SeedSequence((seed, epoch, rank)).generate_state(2)
+    state = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(2)
     random.seed(int(state[0]))
     np.random.seed(int(state[0]))
     torch.manual_seed(int(state[1]))

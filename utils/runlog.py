@@ -6,17 +6,22 @@ import contextlib
 import csv
 import fcntl
 import itertools
+import json
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils.config import to_yaml
 from utils.distributed import Process
 from utils.errors import UserError
 
@@ -27,6 +32,7 @@ logger = logging.getLogger("sdt")
 
 DEFAULT_OUTPUT = "output/train"
 SUMMARY = "summary.csv"
+SUMMARY_LINES = "summary.jsonl"
 ARGS = "args.yaml"
 LOG = "log.txt"
 LOCK = ".lock"
@@ -49,7 +55,9 @@ def run_folder(cfg: Config) -> Path:
 
     Without an experiment name the folder is named by time, model and data set.
     """
-    if cfg.resume and not (cfg.experiment or cfg.output):
+    if cfg.resume == "auto" and not cfg.experiment:
+        raise UserError("resume: auto looks in the run's folder; name it with --experiment")
+    if cfg.resume not in ("", "auto") and not (cfg.experiment or cfg.output):
         return Path(cfg.resume).parent
     name = cfg.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model}-{cfg.dataset.replace('/', '_')}"
     return Path(cfg.output or DEFAULT_OUTPUT) / name
@@ -103,24 +111,31 @@ class RunLog:
 
     Args:
         folder: exists already.
-        config_text: the resolved configuration, written to args.yaml.
-        start_epoch: rows of summary.csv from this epoch on belong to work that is done again, and are dropped.
+        cfg: written to args.yaml, and into the TensorBoard files.
+        start_epoch: rows of the summaries from this epoch on belong to work that is done again, and are dropped.
+
+    Raises:
+        UserError: Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, config_text: str, start_epoch: int) -> None:
+    def __init__(self, folder: Path, cfg: Config, start_epoch: int) -> None:
         self.folder = folder
         self._handler = logging.FileHandler(folder / LOG)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
+        config_text = to_yaml(cfg)
         (folder / ARGS).write_text(config_text)
-        _drop_rows_from(folder / SUMMARY, start_epoch)
-        self.tensorboard = SummaryWriter(str(folder), purge_step=start_epoch or None)
+        _keep_rows_before(folder / SUMMARY, start_epoch, lambda line: line.split(",")[0])
+        _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])
+        self.tensorboard = SummaryWriter(str(folder), purge_step=start_epoch)
         self.tensorboard.add_text("config", f"```yaml\n{config_text}\n```", start_epoch)
+        self._wandb = _start_wandb(cfg, folder) if cfg.log_wandb else None
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Append one epoch to summary.csv and to the TensorBoard files; `row` starts with the epoch.
+    def epoch(self, row: dict[str, Any], extras: dict[str, float]) -> None:
+        """Append one epoch to the summaries and the TensorBoard files; `row` starts with the epoch.
 
-        Times are not in it: a run that was interrupted and resumed has the same summary as one that was not.
+        `extras` (speeds, firing rates) are not in the summaries, nor are times: a run that was interrupted and
+        resumed has the same summaries as one that was not.
         """
         path = self.folder / SUMMARY
         new = not path.exists() or not path.stat().st_size
@@ -129,25 +144,46 @@ class RunLog:
             if new:
                 writer.writerow(row)
             writer.writerow(_FLOAT_FORMAT.format(v) if isinstance(v, float) else v for v in row.values())
-        for name, value in row.items():
-            if name != "epoch":
-                self.tensorboard.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        with (self.folder / SUMMARY_LINES).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        scalars = {name.replace("_", "/", 1): value for name, value in row.items() if name != "epoch"} | extras
+        for name, value in scalars.items():
+            self.tensorboard.add_scalar(name, value, row["epoch"])
         self.tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=row["epoch"])
 
     def close(self) -> None:
         self.tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
         logger.removeHandler(self._handler)
         self._handler.close()
 
 
-def _drop_rows_from(path: Path, epoch: int) -> None:
+def _start_wandb(cfg: Config, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(f"log_wandb: the package wandb cannot be imported ({error}); pip install wandb") from error
+    return wandb.init(project="spike-driven-transformer", name=folder.name, dir=str(folder), config=cfg.as_dict())
+
+
+def _keep_rows_before(path: Path, epoch: int, epoch_of: Callable[[str], Any]) -> None:
+    """Drop the lines of a summary from `epoch` on, and a last line that a killed process left torn."""
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    kept = [row for row in rows if row and int(row[0]) < epoch]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept] if header else [])
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            known = int(epoch_of(line)) < epoch
+        except ValueError:
+            known = line.startswith("epoch,") and epoch > 0  # the header
+        if known and line.endswith("\n"):
+            kept.append(line)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 def clock(seconds: float) -> str:
@@ -155,38 +191,62 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-class Progress:
-    """Shows how far an epoch is: one live line in a terminal, a log line now and then elsewhere."""
+def peak_memory(device: torch.device) -> str:
+    """The most memory this process has held so far, on the GPU or, without one, in all."""
+    if device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(device)
+    else:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{held / 2**30:.1f} GiB"
 
-    def __init__(self, title: str, steps: int, images_per_step: int, interval: int, show: bool) -> None:
+
+class Progress:
+    """Shows how far an epoch is: one live line in a terminal, a log line now and then elsewhere.
+
+    Args:
+        title: what is shown first.
+        steps: steps of the whole epoch.
+        images_per_step: over all processes.
+        interval: steps between two readings of the loss, and between two log lines.
+        show: whether this process shows anything.
+        done: steps done before.
+    """
+
+    def __init__(self, title: str, steps: int, images_per_step: int, interval: int, show: bool, done: int = 0) -> None:
         self._title = title
         self._steps = steps
         self._images = images_per_step
         self._interval = interval
         self._show = show
+        self._before = done
         self._started = time.perf_counter()
         self._bar = (
-            tqdm(total=steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
+            tqdm(total=steps, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
             if show and sys.stdout.isatty()
             else None
         )
 
     def step(self, done: int, loss: Callable[[], float] | None = None) -> None:
-        """Called after each step; the loss is read from the device only when a line is written."""
+        """Called after each step; the loss is read from the device only when it is shown."""
         if not self._show:
             return
         due = done % self._interval == 0 or done == self._steps
-        seconds = time.perf_counter() - self._started
-        speed = done * self._images / seconds
+        seconds = (time.perf_counter() - self._started) / (done - self._before)
+        speed = self._images / seconds
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             if due:
                 self._bar.set_postfix_str(f"{f'loss {loss():.4f}, ' if loss else ''}{speed:.0f} images/s")
         elif due and done < self._steps:
-            left = clock(seconds / done * (self._steps - done))
+            left = clock(seconds * (self._steps - done))
             shown = f"loss {loss():.4f}  " if loss else ""
             logger.info(f"{self._title}  step {done}/{self._steps}  {shown}{speed:.0f} images/s  {left} left")
 
-    def close(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()

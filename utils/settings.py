@@ -50,9 +50,10 @@ class Config:
     epochs: int = _run(200, "epochs of the schedule, warm-up included, cool-down not", low=1)
     seed: int = _run(42, "seed of Python, NumPy and PyTorch", low=0)
     deterministic: bool = _run(False, "repeat a run bit for bit, at a cost in speed")
+    dry_run: bool = _run(False, "train.py: build everything, time a few steps, say what a run would cost, and stop")
     log_interval: int = _run(100, "steps between two log lines", low=1)
     eval_metric: str = _run("top1", "metric that picks the best checkpoint", choices=("loss", "top1", "top5"))
-    log_wandb: bool = _run(False, "log to Weights & Biases", unavailable="the summary.csv holds the metrics")
+    log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)")
 
     model: str = _model("sdt", "registered model name")
     layer: int = _model(4, "number of blocks", low=1)
@@ -66,9 +67,9 @@ class Config:
                                pattern=("[01]{4}", "four characters, each 0 or 1, in quotes"))
     dvs_mode: bool | None = _model(None, "pooling inside attention (null: on for the cifar10-dvs data sets)")
     pretrained: bool = _model(False, "start from the released weights of this model name")
-    linear_prob: bool = _model(False, "train the head only", unavailable="train all layers instead")
-    torchscript: bool = _model(False, "compile with TorchScript",
-                                unavailable="neuron state cannot be scripted")
+    linear_prob: bool = _model(False, "train the head only")
+    torchscript: bool = _model(False, "compile with TorchScript", unavailable="neurons keep a state that cannot be "
+                               "scripted, and torch is giving TorchScript up; use --compile")
 
     spike_mode: str = _neuron("lif", "neuron: leaky integrate-and-fire, or with a learnable time constant",
                               choices=("lif", "plif"))
@@ -96,7 +97,6 @@ class Config:
     interpolation: str = _data("", "resize method of the evaluation (empty: by data set)",
                                choices=("", *_INTERPOLATIONS))
     large_valid: bool = _data(False, "evaluate at 288 pixels: resize to 320, bilinear, then centre crop")
-    tta: int = _data(0, "test-time augmentation factor", low=0, unavailable="evaluate without")
     workers: int = _data(4, "loader processes per process; 0 loads in the main one", low=0, aliases=("-j",))
     pin_mem: bool = _data(False, "page-locked host memory for faster copies to the GPU")
     no_prefetcher: bool = _data(False, "normalise in the loader processes instead of on the device")
@@ -145,6 +145,11 @@ class Config:
 
     opt: str = _optim("sgd", "optimizer name of timm's factory, as adamw or lamb")
     lr: float = _optim(0.01, "peak learning rate; not scaled with the number of GPUs", low=0)
+    lr_base: float | None = _optim(None, "instead of lr: learning rate per lr_base_size samples, scaled with the "
+                                   "global batch (null: off, as published)", above=0)
+    lr_base_size: int = _optim(256, "lr_base: the batch it is meant for", low=1)
+    lr_base_scale: str = _optim("linear", "lr_base: how the rate grows with the batch", choices=("linear", "sqrt"))
+    grad_accum_steps: int = _optim(1, "batches per update, their gradients averaged", low=1)
     weight_decay: float = _optim(1e-4, "weight decay; biases and 1-D tensors are without", low=0)
     momentum: float = _optim(0.9, "momentum of optimizers that have one", low=0, below=1)
     opt_eps: float | None = _optim(None, "epsilon (null: the optimizer's default)", above=0)
@@ -187,17 +192,18 @@ class Config:
     amp: bool = _device(False, "mixed precision")
     amp_dtype: str = _device("auto", "lower precision of amp (auto: float16 on CUDA, as published; bfloat16)",
                              choices=("auto", "float16", "bfloat16"))
+    compile: bool = _device(False, "compile the model with torch.compile")
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
     local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",
                                    low=0)
 
-    resume: str = _checkpoint("", "checkpoint to continue (train.py) or to measure (firing_num.py)")
+    resume: str = _checkpoint("", "checkpoint to continue or to measure (train.py: auto is the newest of "
+                              "--experiment, if there is one)")
     no_resume_opt: bool = _checkpoint(False, "resume: weights only, without the optimizer and loop state")
     initial_checkpoint: str = _checkpoint("", "checkpoint whose weights a new run starts from")
     checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1)
-    recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints", low=0,
-                                         unavailable="each epoch ends in a checkpoint")
+    recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0)
 
     apex_amp: bool = _kept(False, "older name of amp", no_effect="apex is gone, it means amp")
     native_amp: bool = _kept(False, "older name of amp", no_effect="it means amp")
@@ -213,6 +219,8 @@ class Config:
     patch_size: int | None = _kept(None, "patch side", low=1,
                                    no_effect="pooling_stat alone decides the token grid")
     use_conv_as_linear: bool = _kept(False, "1x1 convolutions", no_effect="they are always convolutions")
+    tta: int = _kept(0, "test-time augmentation factor", low=0,
+                     no_effect="the published loader never made the further views that it would average")
     bn_tf: bool = _kept(False, "TensorFlow's batch norm defaults",
                         no_effect="they never reached the model; use bn_momentum and bn_eps")
     # fmt: on

@@ -1,43 +1,47 @@
-"""One training run: everything it is built from, and what happens around each epoch."""
+"""One training run: what it is built from, how it goes on, and what happens around each epoch."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import convert_splitbn_model
 from timm.utils import ModelEmaV3, distribute_bn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import checkpoint
-from utils.build import build_model, parameter_count, with_sizes_of
-from utils.checkpoint import CheckpointStore
-from utils.config import to_yaml
+from utils.build import build_model, parameter_count, prepare_for_training, with_sizes_of
+from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
-from utils.engine import EvalResult, TrainResult, evaluate, train_one_epoch
-from utils.errors import UserError
+from utils.engine import EvalResult, NonFiniteLossError, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
+from utils.errors import Stopped, UserError
 from utils.figures import draw_curves
+from utils.firing import FiringRecorder
 from utils.loaders import build_loaders
 from utils.losses import make_train_loss
-from utils.optim import learning_rate, make_optimizer, make_schedule
+from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate
 from utils.precision import Precision
-from utils.reproduce import git_commit, seed_epoch, set_deterministic, versions
-from utils.runlog import Progress, RunLog, clock, logger
+from utils.reproduce import seed_step, set_deterministic
+from utils.run_state import RunState
+from utils.runlog import Progress, RunLog, clock, logger, peak_memory
+from utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from utils.settings import Config
 
-# May differ between a run and its continuation without a word.
-_FREE_ON_RESUME = {
-    *("resume", "no_resume_opt", "experiment", "output"),
-    *("workers", "pin_mem", "log_interval", "local_rank"),
-}
+_SHOWN_SAMPLES = 16
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 class Trainer:
@@ -53,57 +57,36 @@ class Trainer:
     """
 
     def __init__(self, cfg: Config, process: Process, folder: Path) -> None:
-        self.cfg = cfg
         self.process = process
         self.folder = folder
         for warning in cfg.warnings:
             logger.warning(f"warning: {warning}")
         set_deterministic(cfg.deterministic)
-        # The same weights on every process, and the same as on one.
-        seed_epoch(cfg.seed, epoch=0)
-        self.model = self._build_model()
-        self.cfg = cfg = with_sizes_of(cfg, self.model)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
-        self.precision = Precision(cfg, process.device)
-        self.optimizer = make_optimizer(cfg, self.model)
-        self.schedule, self.num_epochs = make_schedule(cfg, self.optimizer)
-        self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
-        self.start_epoch = self._resume() if cfg.resume else 0
-        if cfg.start_epoch is not None:
-            self.start_epoch = cfg.start_epoch
-            if self.schedule is not None:
-                self.schedule.step(self.start_epoch)
-        self.ema = self._build_ema()
-        self.parallel = self._parallel(self.model)
-        self.log: RunLog | None = None
-
-    def _build_model(self) -> nn.Module:
-        cfg = self.cfg
+        seed_step(cfg.seed)  # the same first weights in every process
         model = build_model(cfg)
-        if cfg.initial_checkpoint:
-            checkpoint.load_weights(model, cfg.initial_checkpoint)
-        if cfg.split_bn:
-            model = convert_splitbn_model(model, cfg.aug_splits)
-        if cfg.sync_bn:
-            if self.process.device.type != "cuda":
-                raise UserError("sync_bn needs CUDA devices; leave it out on a CPU")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model.to(self.process.device)
-        if cfg.channels_last:
-            model.to(memory_format=torch.channels_last)
-        return model
-
-    def _build_ema(self) -> ModelEmaV3 | None:
-        if not self.cfg.model_ema:
-            return None
-        device = torch.device("cpu") if self.cfg.model_ema_force_cpu else None
-        ema = ModelEmaV3(self.model, decay=self.cfg.model_ema_decay, device=device)
-        if self._ema_weights is not None:
-            ema.module.load_state_dict(self._ema_weights)
-        return ema
-
-    _ema_weights: dict[str, Any] | None = None
+        self.cfg = cfg = with_sizes_of(cfg, model)
+        model, self.frozen = prepare_for_training(cfg, model, process)
+        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        self.steps = len(self.loaders.train)
+        self.peak_lr = peak_learning_rate(cfg, process.world_size)
+        optimizer = make_optimizer(cfg, model, self.peak_lr)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        ema = None
+        if cfg.model_ema:
+            device = torch.device("cpu") if cfg.model_ema_force_cpu else None
+            ema = ModelEmaV3(model, decay=cfg.model_ema_decay, device=device)
+        self.state = RunState(model, optimizer, schedule, Precision(cfg, process.device), ema)
+        self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
+        self.start_epoch, self.tally = self._resume() if cfg.resume else (0, None)
+        if cfg.start_epoch is not None:
+            self.start_epoch, self.tally = cfg.start_epoch, None
+            if schedule is not None:
+                schedule.step(self.start_epoch)
+        self.compiled = _compiled(model) if cfg.compile else model
+        self.parallel = self._parallel(self.compiled)
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.log: RunLog | None = None
+        self._shown: Tensor | None = None
 
     def _parallel(self, model: nn.Module) -> nn.Module:
         if self.process.world_size == 1:
@@ -111,68 +94,68 @@ class Trainer:
         ids = [self.process.device.index] if self.process.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
 
-    def _resume(self) -> int:
-        """Load weights and, unless told otherwise, the state of the loop; the epoch to go on with."""
+    def _resume(self) -> tuple[int, Tally | None]:
+        """Load the checkpoint; the epoch to go on with, and what was summed up in it already."""
         cfg = self.cfg
-        content = checkpoint.load_weights(self.model, cfg.resume)
-        self._ema_weights = content.get("state_dict_ema")
+        path = self.store.newest() if cfg.resume == "auto" else Path(cfg.resume)
+        if path is None:
+            logger.info(f"resume: no checkpoint in {self.folder} yet, starting anew")
+            return 0, None
         if cfg.no_resume_opt:
-            logger.info(f"weights of {cfg.resume}, without optimizer and epoch")
-            return 0
-        if "optimizer" not in content or "epoch" not in content:
-            raise UserError(
-                f"checkpoint {cfg.resume} holds weights only, no optimizer and epoch to go on with; "
-                "add --no-resume-opt, or start from it with --initial-checkpoint"
-            )
-        then = content.get("config", {})
-        differences = [
-            f"{key}: {then[key]!r} then, {value!r} now"
-            for key, value in cfg.as_dict().items()
-            if key in then and key not in _FREE_ON_RESUME and then[key] != value
-        ]
-        if differences:
-            logger.warning("warning: settings differ from the checkpoint's: " + "; ".join(differences))
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"checkpoint {cfg.resume}: its optimizer state does not fit opt={cfg.opt!r} ({error}); "
-                "resume with the same optimizer or add --no-resume-opt"
-            ) from error
-        self.precision.load_state_dict(content.get("amp_scaler", {}))
-        if self.schedule is not None and "schedule" in content:
-            self.schedule.load_state_dict(content["schedule"])
+            self.state.restore_weights(path)
+            logger.info(f"weights of {path}, without optimizer and epoch")
+            return 0, None
+        content = self.state.restore(path, cfg)
         self.store.resume(content)
-        logger.info(f"resumed {cfg.resume} after epoch {content['epoch']}")
-        return int(content["epoch"]) + 1
+        if self.process.is_main and path.parent.resolve() == self.folder.resolve():
+            self.store.tidy(content)
+        epoch, progress = int(content["epoch"]), content.get("progress")
+        if progress is None:
+            logger.info(f"resumed {path} after epoch {epoch + 1}")
+            return epoch + 1, None
+        processes = len(progress["loss_sums"])
+        if processes != self.process.world_size:
+            raise UserError(
+                f"checkpoint {path} was written in the middle of an epoch by {processes} process(es), whose shares of "
+                f"the data {self.process.world_size} cannot take over; resume with {processes}, or from {LAST}"
+            )
+        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress['steps']} of {self.steps}")
+        rank = self.process.rank
+        loss_sum, samples = progress["loss_sums"][rank], int(progress["samples"][rank])
+        return epoch, Tally(self.process.device, int(progress["steps"]), loss_sum, samples)
 
     def describe(self) -> None:
         """Log what is about to run."""
         cfg, process = self.cfg, self.process
         _, height, width = self.loaders.data.input_size
         logger.info(
-            f"{cfg.model}: {parameter_count(self.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
+            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
             f"T = {cfg.time_steps}, {cfg.spike_mode} neurons, {cfg.dataset} at {height} x {width}"
         )
-        precision = str(self.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
+        precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
+        scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
         logger.info(
             f"{process.world_size} process(es) on {process.device.type}, {precision}; global batch "
-            f"{cfg.batch_size * process.world_size}; peak learning rate {cfg.lr:g}, not scaled with it"
+            f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
+            f"peak learning rate {self.peak_lr:g}, {scaled}"
         )
-        logger.info(f"epochs {self.start_epoch} to {self.num_epochs - 1}; files in {self.folder}")
 
     @contextlib.contextmanager
     def files(self) -> Iterator[None]:
-        """Keep the run's files open; an interruption says how to go on."""
+        """Keep the run's files open, and watch for signals."""
         if self.process.is_main:
-            self.log = RunLog(self.folder, to_yaml(self.cfg), self.start_epoch)
+            self.log = RunLog(self.folder, self.cfg, self.start_epoch)
+            logger.info(f"epochs {self.start_epoch + 1} to {self.num_epochs}; files in {self.folder}")
+        if self.start_epoch == 0 and self.tally is None:
+            # So that there is a good state on disk from the first step on.
+            self._save_recovery(0, Tally(self.process.device))
         self._started = time.perf_counter()
         try:
-            yield
-        except KeyboardInterrupt:
-            last = self.folder / checkpoint.LAST
-            logger.info(f"interrupted; {f'go on with --resume {last}' if last.exists() else 'no epoch done'}")
-            raise
+            with StopRequest() as self.stop:
+                yield
+        except NonFiniteLossError as error:
+            good = next((p for p in (self.folder / RECOVERY, self.folder / LAST) if p.exists()), None)
+            raise NonFiniteLossError(f"{error}. The weights were not updated; the last good state is {good}") from error
         finally:
             if self.log is not None:
                 self.log.close()
@@ -183,91 +166,142 @@ class Trainer:
         return range(self.start_epoch, self.num_epochs)
 
     def train(self, epoch: int) -> TrainResult:
-        cfg = self.cfg
-        seed_epoch(cfg.seed, epoch, self.process.rank)
-        self.loaders.set_epoch(epoch)
+        """Train one epoch, or the rest of the one that the checkpoint stopped in."""
+        tally, self.tally = self.tally or Tally(self.process.device), None
+        self.loaders.set_epoch(epoch, start_batch=tally.steps)
+        images = self.cfg.batch_size * self.process.world_size
+        title = f"epoch {epoch + 1}/{self.num_epochs}"
+        with Progress(title, self.steps, images, self.cfg.log_interval, self.process.is_main, tally.steps) as progress:
+
+            def on_step(tally: Tally) -> None:
+                progress.step(tally.steps, tally.mean_loss)
+                # The last step is not saved here: the evaluation begins with one state in all processes.
+                if tally.steps < self.steps and tally.steps % self.cfg.grad_accum_steps == 0:
+                    self._stop_or_save(epoch, tally)
+
+            try:
+                result = train_one_epoch(
+                    self.train_step(epoch), self.loaders.train, self.steps, self.process, tally=tally, on_step=on_step
+                )
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"epoch {epoch + 1}: {error}") from error
+        self._finished = tally
+        return result
+
+    def train_step(self, epoch: int) -> TrainStep:
+        cfg, state = self.cfg, self.state
         mixing = not cfg.mixup_off_epoch or epoch < cfg.mixup_off_epoch
         mixup = self.loaders.mixup if mixing else None
-        steps = len(self.loaders.train)
-        images = cfg.batch_size * self.process.world_size
-        progress = Progress(f"epoch {epoch + 1}", steps, images, cfg.log_interval, self.process.is_main)
-        ema = self.ema
-        try:
-            return train_one_epoch(
-                self.parallel,
-                self.loaders.train,
-                make_train_loss(cfg, mixup_active=mixup is not None).to(self.process.device),
-                self.optimizer,
-                self.precision,
-                self.process,
-                epoch=epoch,
-                mixup=mixup,
-                memory_format=self.memory_format,
-                after_update=None if ema is None else (lambda: ema.update(self.model)),
-                on_step=progress.step,
-            )
-        finally:
-            progress.close()
+        ema = state.ema
+        return TrainStep(
+            self.parallel,
+            make_train_loss(cfg, mixup_active=mixup is not None).to(self.process.device),
+            state.optimizer,
+            state.precision,
+            mixup=mixup,
+            memory_format=self.memory_format,
+            accumulate=cfg.grad_accum_steps,
+            frozen=self.frozen,
+            seed=functools.partial(seed_step, cfg.seed, epoch, rank=self.process.rank),
+            after_update=None if ema is None else lambda: ema.update(state.model),
+        )
+
+    def _stop_or_save(self, epoch: int, tally: Tally) -> None:
+        """Between two steps: stop if a signal asks for it, write a recovery checkpoint if one is due."""
+        stop = self.process.any(self.stop.signal_number is not None)
+        interval = self.cfg.recovery_interval
+        if stop or (interval and tally.steps % interval == 0):
+            self._save_recovery(epoch, tally)
+        if stop:
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        number = self.stop.signal_number or signal.SIGTERM  # another process got it
+        return Stopped(f"stopped; go on with the same command and --resume {self.store.newest()}", number)
+
+    def _save_recovery(self, epoch: int, tally: Tally) -> None:
+        progress = {
+            "steps": tally.steps,
+            "loss_sums": self.process.gather(float(tally.loss_sum)),
+            "samples": self.process.gather(tally.samples),
+        }
+        if self.process.is_main:
+            self.store.save_recovery(self.state.snapshot(self.cfg), epoch, progress)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
-        if self.process.world_size > 1:
-            # All processes evaluate the statistics that are saved: rank 0's, or the mean over ranks.
-            distribute_bn(self.model, self.process.world_size, reduce=self.cfg.dist_bn == "reduce")
-            if self.ema is not None:
-                distribute_bn(self.ema.module, self.process.world_size, reduce=self.cfg.dist_bn == "reduce")
-        models = {"eval": self.model}
-        if self.ema is not None:
-            models["ema"] = self.ema.module
-        if self.cfg.model_ema_force_cpu and "ema" in models:
-            models["ema"] = copy.deepcopy(models["ema"]).to(self.process.device)
+        state, process = self.state, self.process
+        models: dict[str, nn.Module] = {"eval": self.compiled}
+        if process.world_size > 1:
+            # What is evaluated is what is saved: rank 0's running statistics, or their mean over the processes.
+            distribute_bn(state.model, process.world_size, reduce=self.cfg.dist_bn == "reduce")
+        if state.ema is not None:
+            if process.world_size > 1:
+                distribute_bn(state.ema.module, process.world_size, reduce=False)
+            models["ema"] = state.ema.module
+            if self.cfg.model_ema_force_cpu:
+                models["ema"] = copy.deepcopy(state.ema.module).to(process.device)
+        # Processes may differ by one batch, and all must take part in each decision to stop.
+        common = int(min(process.gather(len(self.loaders.eval))))
+
+        def on_step(done: int) -> None:
+            if done <= common and process.any(self.stop.signal_number is not None):
+                self._save_recovery(epoch, self._finished)
+                raise self._stopped()
+
         return {
-            name: evaluate(model, self.loaders.eval, self.precision, self.process, memory_format=self.memory_format)
+            name: evaluate(
+                model, self._eval_batches(), state.precision, process, memory_format=self.memory_format, on_step=on_step
+            )
             for name, model in models.items()
         }
 
+    def _eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The evaluation batches; a few samples of the first are kept to show in TensorBoard."""
+        for x, y in self.loaders.eval:
+            if self._shown is None:
+                self._shown = x[:_SHOWN_SAMPLES].clone()
+            yield x, y
+
     def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:
         """Log the epoch, write its checkpoint, and set the next learning rate."""
-        lr = learning_rate(self.optimizer)
+        lr = learning_rate(self.state.optimizer)
         judged = evaluated.get("ema", evaluated["eval"])
         metric = getattr(judged, self.cfg.eval_metric)
-        if self.schedule is not None:
-            self.schedule.step(epoch + 1, metric)
-        if not self.process.is_main:
-            return
-        assert self.log is not None
-        row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
-        for name, result in evaluated.items():
-            row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
-        # The row first: a resumed run drops rows that its checkpoint does not know.
-        self.log.epoch(row)
-        self.log.tensorboard.add_scalar("speed/train_images_per_second", trained.images_per_second, epoch)
-        self.log.tensorboard.add_scalar("speed/eval_images_per_second", judged.images_per_second, epoch)
-        self.store.save(self._state(), epoch, metric)
-        assert self.store.best is not None
-        done = epoch + 1 - self.start_epoch
-        left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)
-        logger.info(
-            f"epoch {epoch + 1}/{self.num_epochs}  lr {lr:.2e}  loss {trained.loss:.4f}  "
-            f"eval loss {judged.loss:.4f}  top-1 {judged.top1:.2f}%  top-5 {judged.top5:.2f}%  "
-            f"{trained.images_per_second:.0f} images/s  {clock(left)} left"
-        )
+        if self.state.schedule is not None:
+            self.state.schedule.step(epoch + 1, metric)
+        if self.process.is_main:
+            assert self.log is not None
+            row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
+            for name, result in evaluated.items():
+                row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
+            # The row first: a resumed run drops rows that its checkpoint does not know.
+            self.log.epoch(row, self._extras(trained, judged))
+            self.store.save(self.state.snapshot(self.cfg), epoch, metric)
+            done = epoch + 1 - self.start_epoch
+            left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)
+            logger.info(
+                f"epoch {epoch + 1}/{self.num_epochs}  lr {lr:.2e}  loss {trained.loss:.4f}  eval loss "
+                f"{judged.loss:.4f}  top-1 {judged.top1:.2f}%  top-5 {judged.top5:.2f}%  "
+                f"{trained.images_per_second:.0f} images/s  {peak_memory(self.process.device)}  {clock(left)} left"
+            )
+        if epoch + 1 < self.num_epochs and self.process.any(self.stop.signal_number is not None):
+            raise self._stopped()
 
-    def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "arch": self.cfg.model,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "amp_scaler": self.precision.state_dict(),
-            "config": self.cfg.as_dict(),
-            "versions": versions(),
-            "git_commit": git_commit(),
+    def _extras(self, trained: TrainResult, judged: EvalResult) -> dict[str, float]:
+        """What goes to TensorBoard only: speeds, and the mean firing rates on a few evaluation samples."""
+        extras = {
+            "speed/train_images_per_second": trained.images_per_second,
+            "speed/eval_images_per_second": judged.images_per_second,
         }
-        if self.ema is not None:
-            state["state_dict_ema"] = self.ema.module.state_dict()
-        if self.schedule is not None:
-            state["schedule"] = self.schedule.state_dict()
-        return state
+        sources = getattr(self.state.model, "spike_sources", None)
+        if sources is not None and self._shown is not None:
+            self.state.model.eval()
+            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources()) as recorder:
+                self.state.model(self._shown)
+            rows = recorder.rows(Process(0, 1, self.process.device))
+            extras |= {f"firing_rate/{row.name}": row.mean_rate for row in rows}
+        return extras
 
     def conclude(self) -> None:
         """Name the best epoch and draw the curves."""
@@ -275,8 +309,7 @@ class Trainer:
             return
         metric, epoch = self.store.best
         unit = "" if self.cfg.eval_metric == "loss" else "%"
-        curves = draw_curves(self.folder)
         logger.info(
-            f"best {self.cfg.eval_metric}: {metric:.2f}{unit} in epoch {epoch + 1}, "
-            f"{self.folder / checkpoint.BEST}; curves in {curves}"
+            f"best {self.cfg.eval_metric}: {metric:.2f}{unit} in epoch {epoch + 1}, {self.folder / BEST}; "
+            f"curves in {draw_curves(self.folder)}"
         )

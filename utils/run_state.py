@@ -1,0 +1,113 @@
+"""Everything of a run that training changes: weights, their average, optimizer, schedule, loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.checkpoint import key_difference, read_checkpoint, weights_in
+from utils.errors import UserError
+from utils.precision import Precision
+from utils.reproduce import git_commit, versions
+from utils.runlog import logger
+
+if TYPE_CHECKING:
+    from utils.settings import Config
+
+# May differ between a run and its continuation without a word.
+_FREE_ON_RESUME = {
+    *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
+    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval", "log_wandb"),
+}
+
+
+@dataclass
+class RunState:
+    """The parts that training changes; `model` is the plain one, without wrappers."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Scheduler | None
+    precision: Precision
+    ema: ModelEmaV3 | None
+
+    def snapshot(self, cfg: Config) -> dict[str, Any]:
+        """All of it as tensors and plain data, with the configuration and versions that it belongs to."""
+        state: dict[str, Any] = {
+            "arch": cfg.model,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "amp_scaler": self.precision.state_dict(),
+            "config": cfg.as_dict(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        if self.ema is not None:
+            state["state_dict_ema"] = self.ema.module.state_dict()
+        if self.schedule is not None:
+            state["schedule"] = self.schedule.state_dict()
+        return state
+
+    def restore_weights(self, path: Path) -> dict[str, Any]:
+        """Load the weights and their average from `path`; the whole checkpoint.
+
+        Raises:
+            UserError: the file cannot be read or does not fit the model; nothing was loaded then.
+        """
+        content = read_checkpoint(path)
+        self._load(self.model, weights_in(content, path), path)
+        if self.ema is not None:
+            # A run that had no average starts one from the weights.
+            average = weights_in(content, path, use_ema="state_dict_ema" in content)
+            self._load(self.ema.module, average, path)
+        return content
+
+    @staticmethod
+    def _load(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+        if difference := key_difference(model.state_dict(), weights):
+            raise UserError(
+                f"checkpoint {path} does not fit the model:\n{difference}\n"
+                "Nothing was loaded. Give the configuration the checkpoint was trained with."
+            )
+        model.load_state_dict(weights, strict=True)
+
+    def restore(self, path: Path, cfg: Config) -> dict[str, Any]:
+        """Load everything from `path`, and say in which settings the run now differs; the whole checkpoint.
+
+        Raises:
+            UserError: the file cannot be read, does not fit, or holds weights only.
+        """
+        content = self.restore_weights(path)
+        if "optimizer" not in content or "epoch" not in content:
+            raise UserError(
+                f"checkpoint {path} holds weights only, no optimizer and epoch to go on with; add --no-resume-opt, "
+                "or start from it with --initial-checkpoint"
+            )
+        if differences := _differences(content.get("config") or {}, cfg):
+            logger.warning(f"warning: settings differ from those in {path}: {'; '.join(differences)}")
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {path}: its optimizer state does not fit opt={cfg.opt!r} ({error}); "
+                "resume with the same optimizer, or add --no-resume-opt"
+            ) from error
+        self.precision.load_state_dict(content.get("amp_scaler", {}))
+        if self.schedule is not None and "schedule" in content:
+            self.schedule.load_state_dict(content["schedule"])
+        return content
+
+
+def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
+    return [
+        f"{key} was {then[key]!r} and is {value!r}"
+        for key, value in cfg.as_dict().items()
+        if key in then and key not in _FREE_ON_RESUME and then[key] != value
+    ]

@@ -1,0 +1,36 @@
+"""Stopping in good order: a signal is noted, and acted on between two steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from utils.runlog import logger
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what clusters send before they end a job
+
+
+class StopRequest:
+    """Notes the first SIGINT or SIGTERM while entered; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in _WATCHED:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        logger.info(f"{signal.Signals(number).name}: finishing the step; once more stops at once")
