@@ -1,0 +1,140 @@
+"""Child processes for tests: started from a server that has imported everything, so that each starts in no time."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["model", "utils.trainer", "utils.dry_run", "processes"])
+
+
+def start(target: Callable[..., Any], *args: Any, env: dict[str, str] | None = None, cwd: Path) -> BaseProcess:
+    """Run `target(*args)` in a child; what it prints goes to `cwd/output.txt`."""
+    process = _context.Process(target=_run, args=(target, args, env or {}, cwd))
+    process.start()
+    return process
+
+
+def finish(*processes: BaseProcess, timeout: float = 120.0) -> list[int | None]:
+    """Wait for the children; their exit codes, negative for signals. A child that hangs is killed."""
+    for process in processes:
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def ranks(world_size: int) -> list[dict[str, str]]:
+    """The environments a launcher would give to `world_size` processes of one node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
+def _run(target: Callable[..., Any], args: tuple[Any, ...], env: dict[str, str], cwd: Path) -> None:
+    os.environ.update(env)
+    os.chdir(cwd)
+    import torch
+
+    # One thread each: two processes share two cores, and sums come out the same everywhere.
+    torch.set_num_threads(1)
+    with Path("output.txt").open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            status = target(*args)
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+    os._exit(status if isinstance(status, int) else 0)
+
+
+def script(main: Callable[[list[str]], int], argv: list[str]) -> None:
+    """What `python train.py ARGV` does."""
+    import sys
+
+    from utils.errors import run_script
+
+    sys.argv = ["train.py", *argv]
+    run_script(main)
+
+
+def train(argv: list[str]) -> None:
+    import train as entry
+
+    script(entry.main, argv)
+
+
+def firing_num(argv: list[str]) -> None:
+    import firing_num as entry
+
+    script(entry.main, argv)
+
+
+def train_until(argv: list[str], events: int) -> None:
+    """Train, and kill this process at its `events`-th event: a step, or a change of a file on the way to disk."""
+    import train as entry
+    from utils import checkpoint, checkpoint_store, engine, runlog
+
+    left = events
+
+    def dies_after(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return counted
+
+    engine.TrainStep.run = dies_after(engine.TrainStep.run)  # type: ignore[method-assign]
+    runlog.RunLog.epoch = dies_after(runlog.RunLog.epoch)  # type: ignore[method-assign]
+    engine.evaluate = dies_after(engine.evaluate)
+    checkpoint_store._link = dies_after(checkpoint_store._link)
+
+    class Os:
+        """The `os` that checkpoints are written with."""
+
+        fsync = staticmethod(dies_after(os.fsync))
+        replace = staticmethod(dies_after(os.replace))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(os, name)
+
+    checkpoint.os = Os()  # type: ignore[attr-defined]
+
+    import torch
+
+    saved = torch.save
+
+    def torn(state: Any, file: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            file.write(b"half a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        saved(state, file)
+
+    torch.save = torn
+    script(entry.main, argv)

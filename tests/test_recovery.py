@@ -1,0 +1,228 @@
+"""A run that is killed anywhere and resumed ends with the bits of one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import processes
+import pytest
+import torch
+
+from utils.checkpoint import read_checkpoint
+
+TINY = """
+dataset: digits
+num_classes: 10
+in_channels: 1
+img_size: 8
+layer: 1
+dim: 16
+num_heads: 2
+time_steps: 2
+pooling_stat: "0011"
+batch_size: 240
+val_batch_size: 120
+color_jitter: 0.0
+hflip: 0.0
+mixup: 0.5
+opt: adamw
+lr: 5.0e-3
+sched: cosine
+epochs: 2
+warmup_epochs: 0
+cooldown_epochs: 1
+model_ema: true
+model_ema_decay: 0.9
+recovery_interval: 2
+checkpoint_hist: 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yml").write_text(TINY)
+    return tmp_path
+
+
+def arguments(*more: str) -> list[str]:
+    return ["-c", "tiny.yml", "--experiment", "run", "--resume", "auto", "-j", "0", *more]
+
+
+def run_whole(folder, world_size=1, *more):
+    children = [
+        processes.start(processes.train, arguments(*more), env=env, cwd=folder)
+        for env in (processes.ranks(world_size) if world_size > 1 else [{}])
+    ]
+    assert processes.finish(*children) == [0] * world_size, (folder / "output.txt").read_text()
+
+
+def outcome(folder):
+    """Everything that must not depend on interruptions."""
+    run = folder / "output/train/run"
+    last = read_checkpoint(run / "last.pth.tar")
+    kept = {
+        key: last[key] for key in ("state_dict", "state_dict_ema", "optimizer", "schedule", "history", "best", "metric")
+    }
+    names = sorted(p.name for p in run.glob("*.pth.tar"))
+    texts = [(run / name).read_text() for name in ("summary.csv", "summary.jsonl")]
+    return kept, names, texts, read_checkpoint(run / "model_best.pth.tar")["state_dict"]
+
+
+def assert_same(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 12), (2, 2, 6)])
+def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
+    folders = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tiny.yml").write_text(TINY)
+        folders.append(folder)
+    whole, killed = folders
+    run_whole(whole, world_size)
+
+    draw = random.Random(seed)
+    died = 0
+    while died < kills:
+        # Loader processes must make no difference.
+        argv = arguments("-j", "2" if died % 5 == 2 else "0")
+        environments = processes.ranks(world_size) if world_size > 1 else [{}]
+        events = draw.randint(1, 12)
+        first = processes.start(processes.train_until, argv, events, env=environments[0], cwd=killed)
+        others = [processes.start(processes.train, argv, env=env, cwd=killed) for env in environments[1:]]
+        (code,) = processes.finish(first)
+        for other in others:
+            other.kill()
+        processes.finish(*others)
+        if code == 0:
+            break  # the run came to its end before its last kill
+        assert code == -signal.SIGKILL, (killed / "output.txt").read_text()
+        died += 1
+    print(f"{died} kills survived by {world_size} process(es)")
+    assert died >= min(kills, 6)
+    run_whole(killed, world_size)
+    assert_same(outcome(whole), outcome(killed))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_in_good_order(folder, number, status):
+    child = processes.start(processes.train, arguments("--epochs", "500"), cwd=folder)
+    output = folder / "output.txt"
+    for _ in range(600):
+        if output.exists() and "epoch 1/" in output.read_text():
+            break
+        time.sleep(0.05)
+    assert child.pid is not None
+    os.kill(child.pid, number)
+    assert processes.finish(child) == [status], output.read_text()
+    text = output.read_text()
+    assert f"{signal.Signals(number).name}: finishing the step" in text
+    assert "go on with the same command and --resume output/train/run/" in text
+    assert "Traceback" not in text
+    newest = folder / "output/train/run/recovery.pth.tar"
+    assert newest.exists() or (folder / "output/train/run/last.pth.tar").exists()
+
+
+def test_a_torn_checkpoint_is_named_and_an_older_one_taken(folder):
+    run_whole(folder)
+    last = folder / "output/train/run/last.pth.tar"
+    content = last.read_bytes()
+    last.unlink()  # it shares its bytes with the history
+    last.write_bytes(content[: len(content) // 2])
+    run_whole(folder)
+    text = (folder / "output.txt").read_text()
+    assert "last.pth.tar is torn or no PyTorch file" in text
+    assert "going on from an older one" in text
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder):
+    run_whole(folder)
+    before = read_checkpoint(folder / "output/train/run/last.pth.tar")
+    child = processes.start(train_on_a_full_disk, cwd=folder)
+    assert processes.finish(child) == [2], (folder / "output.txt").read_text()
+    text = (folder / "output.txt").read_text()
+    assert "train.py: error: cannot write checkpoint output/train/run/" in text
+    assert "files written before are untouched" in text
+    assert "Traceback" not in text
+    assert_same(before["state_dict"], read_checkpoint(folder / "output/train/run/last.pth.tar")["state_dict"])
+    assert not list((folder / "output/train/run").glob(".*.pth.tar.*"))
+
+
+def train_on_a_full_disk() -> None:
+    import resource
+
+    # A limit on the size of a file fails writes as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    processes.train(arguments("--epochs", "5"))
+
+
+def test_a_changed_setting_is_named_on_resume(folder):
+    run_whole(folder)
+    run_whole(folder, 1, "--epochs", "3", "--lr", "1e-3")
+    text = (folder / "output.txt").read_text()
+    assert "settings differ from those in output/train/run/last.pth.tar" in text
+    assert "lr was 0.005 and is 0.001" in text
+    assert "epochs was 2 and is 3" in text
+
+
+def test_recovery_by_another_number_of_processes_is_refused(folder):
+    child = processes.start(processes.train_until, arguments(), 5, cwd=folder)
+    assert processes.finish(child) == [-signal.SIGKILL]
+    assert (folder / "output/train/run/recovery.pth.tar").exists()
+    children = [processes.start(processes.train, arguments(), env=env, cwd=folder) for env in processes.ranks(2)]
+    assert processes.finish(*children) == [2, 2]
+    text = (folder / "output.txt").read_text()
+    assert text.count("whose shares of the data 2 cannot take over") == 1
+
+
+def test_a_second_start_sets_the_earlier_run_aside(folder):
+    argv = [a for a in arguments("--epochs", "1", "--cooldown-epochs", "0") if a not in ("--resume", "auto")]
+    for _ in range(2):
+        assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [0]
+    runs = folder / "output/train"
+    assert sorted(p.name for p in runs.iterdir()) == ["run", "run.1"]
+    assert (runs / "run.1/last.pth.tar").exists()
+    for run in ("run", "run.1"):
+        rows = (runs / run / "summary.csv").read_text().splitlines()
+        assert len(rows) == 2
+        assert rows[0].startswith("epoch,lr,train_loss")
+
+
+def test_two_runs_cannot_write_to_one_folder(folder):
+    first = processes.start(processes.train, arguments("--epochs", "500"), cwd=folder)
+    output = folder / "output.txt"
+    for _ in range(600):
+        if output.exists() and "files in" in output.read_text():
+            break
+        time.sleep(0.05)
+    second = processes.start(processes.train, arguments(), cwd=folder)
+    assert processes.finish(second) == [2]
+    first.kill()
+    processes.finish(first)
+    assert "output folder output/train/run is in use by another run" in output.read_text()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder):
+    states = []
+    for experiment, seed in (("a", "7"), ("b", "7"), ("c", "8")):
+        argv = ["-c", "tiny.yml", "--experiment", experiment, "--seed", seed, "-j", "0", "--deterministic"]
+        assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [0]
+        states.append(read_checkpoint(folder / f"output/train/{experiment}/last.pth.tar")["state_dict"])
+    assert_same(states[0], states[1])
+    assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
