@@ -18,12 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from utils.distributed import Process
-from utils.errors import UserError
+from utils.errors import NonFiniteError
 from utils.precision import Precision
-
-
-class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite; raised before the update that it would have spoiled."""
 
 
 class Tally:
@@ -99,7 +95,7 @@ class TrainStep:
         """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
 
         Raises:
-            NonFiniteLossError: with the step and the first module whose output is not finite, before the update.
+            NonFiniteError: with the step and the first module whose output is not finite, before the update.
         """
         if self.seed is not None:
             self.seed(step)
@@ -117,9 +113,9 @@ class TrainStep:
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
-            raise NonFiniteLossError(
+            raise NonFiniteError(
                 f"the loss is {float(loss.detach())} in step {step}; "
-                f"{_first_nonfinite_module(self.model, x, self.precision)}"
+                f"{_first_nonfinite_module(self.model, x, self.precision)}; the weights were not updated"
             )
         if updates:
             self.precision.update(self.optimizer, self.model)
@@ -151,7 +147,7 @@ def train_one_epoch(
         on_step: called after each step; may raise to stop between two steps.
 
     Raises:
-        NonFiniteLossError: see `TrainStep.run`.
+        NonFiniteError: see `TrainStep.run`.
     """
     tally = tally or Tally(process.device)
     step.model.train()

@@ -24,6 +24,10 @@ class UserError(ValueError):
     in_every_process = True
 
 
+class NonFiniteError(UserError):
+    """Training ran into NaN or infinity; raised before that spoils the weights, or a checkpoint."""
+
+
 class Stopped(Exception):
     """A signal ended the run in good order; the message says how to go on."""
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
 from utils.checkpoint import key_difference, read_checkpoint, weights_in
-from utils.errors import UserError
+from utils.errors import NonFiniteError, UserError
 from utils.precision import Precision
 from utils.reproduce import git_commit, versions
 from utils.runlog import logger
@@ -39,7 +40,14 @@ class RunState:
     ema: ModelEmaV3 | None
 
     def snapshot(self, cfg: Config) -> dict[str, Any]:
-        """All of it as tensors and plain data, with the configuration and versions that it belongs to."""
+        """All of it as tensors and plain data, with the configuration and versions that it belongs to.
+
+        Raises:
+            NonFiniteError: a weight or running statistic is NaN or infinite, so this is no state to keep.
+        """
+        for name, value in self.model.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(f"{name} is no longer finite, so this state is not saved")
         state: dict[str, Any] = {
             "arch": cfg.model,
             "state_dict": self.model.state_dict(),

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.build import build_model, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
-from utils.engine import EvalResult, NonFiniteLossError, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
-from utils.errors import Stopped, UserError
+from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
+from utils.errors import NonFiniteError, Stopped, UserError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
 from utils.loaders import build_loaders
@@ -153,9 +153,9 @@ class Trainer:
         try:
             with StopRequest() as self.stop:
                 yield
-        except NonFiniteLossError as error:
+        except NonFiniteError as error:
             good = next((p for p in (self.folder / RECOVERY, self.folder / LAST) if p.exists()), None)
-            raise NonFiniteLossError(f"{error}. The weights were not updated; the last good state is {good}") from error
+            raise NonFiniteError(f"{error}. The last good state is {good}") from error
         finally:
             if self.log is not None:
                 self.log.close()
@@ -183,8 +183,8 @@ class Trainer:
                 result = train_one_epoch(
                     self.train_step(epoch), self.loaders.train, self.steps, self.process, tally=tally, on_step=on_step
                 )
-            except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"epoch {epoch + 1}: {error}") from error
+            except NonFiniteError as error:
+                raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = tally
         return result
 
