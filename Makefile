@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 DEMO := output/train/demo
 
-.PHONY: demo test lint format clean-demo help
+.PHONY: help demo figures lint test format
 
 help:
 	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires"
@@ -23,7 +23,12 @@ $(STAMP): requirements.txt requirements-dev.txt
 
 demo: $(STAMP)
 	$(BIN)/python train.py -c conf/digits/1_64_15E_t4.yml --experiment demo
-	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar --output output/firing/demo
+	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar
+
+# The pictures of the README, from a run of the demo.
+figures: demo
+	cp $(DEMO)/curves.png imgs/demo_curves.png
+	cp output/firing/demo/firing.png imgs/demo_firing.png
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
