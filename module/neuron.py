@@ -100,8 +100,10 @@ class _PerForwardState(nn.Module):
             backend = self._backend_for(current)
             if node.backend != backend:
                 node.backend = backend
-            spikes = super().forward(current)
-        node.v = node.v_reset
+            try:
+                spikes = super().forward(current)
+            finally:
+                node.v = node.v_reset
         if node.store_v_seq:
             node.v_seq = node.v_seq.detach()
         return spikes.to(x_seq.dtype)

@@ -12,6 +12,10 @@ from utils.losses import TETLoss
 
 # The golden data's README: logits and gradients agree to 1e-9 relative in float64.
 TOLERANCE = 1e-9
+# A bias in front of a BatchNorm is subtracted again with the mean: its gradient is exactly 0, and both sides hold
+# rounding noise (around 1e-16), which depends on the version of torch and has no relative error worth the name.
+CANCELLED_BY_BATCH_NORM = (".proj_conv.bias", ".fc1_conv.bias", ".fc2_conv.bias")
+ZERO = 1e-12
 
 
 @pytest.fixture(params=FORWARD_FILES)
@@ -53,6 +57,9 @@ def test_training_step_has_the_published_loss_gradients_and_statistics(golden):
     assert set(trained) == set(gradients)
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
+        if name.endswith(CANCELLED_BY_BATCH_NORM):
+            assert max(parameter.grad.abs().max(), gradients[name].abs().max()) < ZERO, name
+            continue
         assert relative_error(parameter.grad, gradients[name]) < TOLERANCE, name
     buffers = dict(model.named_buffers())
     after = under(tensors, "train/after")

@@ -59,7 +59,7 @@ def build_model(cfg: Config) -> nn.Module:
     names = timm.list_models("sdt*")
     if cfg.model not in names:
         raise UserError(
-            f"model: {cfg.model!r} is not registered{did_you_mean(cfg.model, names)} Valid: {', '.join(names)}"
+            f"model: {cfg.model!r} is not registered{did_you_mean(cfg.model, names) or '.'} Valid: {', '.join(names)}"
         )
     try:
         model = timm.create_model(cfg.model, **model_arguments(cfg))

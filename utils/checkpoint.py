@@ -61,17 +61,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"checkpoint {path} is not a file of tensors and plain data, and is not loaded, because reading it "
-            f"could run code from it ({reason})"
+            f"could run code from it ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({reason})") from error
+    except Exception as error:
+        # Whatever a parser stumbles over in bytes that are no checkpoint: a text file ends in an IndexError.
+        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:

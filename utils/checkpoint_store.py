@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -34,16 +36,21 @@ class CheckpointStore:
         self.history: list[tuple[float, int]] = []
         self.best: tuple[float, int] | None = None
 
+    def _rank(self, metric: float) -> float:
+        """Smaller is better. NaN, which compares with nothing, is the worst: it must not stay the best for ever."""
+        if math.isnan(metric):
+            return math.inf
+        return metric if self.decreasing else -metric
+
     def save(self, state: Mapping[str, Any], epoch: int, metric: float) -> None:
         """Write the checkpoint of a finished epoch. Nothing older is removed before it is complete.
 
         Raises:
             UserError: it cannot be written.
         """
-        sign = 1 if self.decreasing else -1
-        if self.best is None or sign * metric < sign * self.best[0]:
+        if self.best is None or self._rank(metric) < self._rank(self.best[0]):
             self.best = (metric, epoch)
-        ranked = sorted([*self.history, (metric, epoch)], key=lambda entry: (sign * entry[0], entry[1]))
+        ranked = sorted([*self.history, (metric, epoch)], key=lambda entry: (self._rank(entry[0]), entry[1]))
         self.history = ranked[: self.keep]
         write_checkpoint(self.folder / LAST, self._with_record(state, epoch) | {"metric": metric})
         self._settle(epoch)
@@ -132,13 +139,21 @@ def _epoch_in_name(path: Path) -> int:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Let `target` name the same file as `source`, atomically, without writing the bytes again."""
+    """Let `target` name the same file as `source`, atomically, without writing the bytes again.
+
+    Raises UserError when that cannot be written; `target` is untouched.
+    """
     temporary = target.with_name(f".{target.name}.link")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        # File systems without hard links get a copy.
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)  # a file system without hard links
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint {target}: {error}; {source} is complete") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(target.parent)

@@ -96,6 +96,8 @@ class TrainStep:
 
         Raises:
             NonFiniteError: with the step and the first module whose output is not finite, before the update.
+                Gradients are watched too, unless loss scaling already skips such updates: a spiking neuron answers
+                NaN with silence, so that the loss alone may stay finite while the weights are lost.
         """
         if self.seed is not None:
             self.seed(step)
@@ -115,9 +117,16 @@ class TrainStep:
         if not is_finite():
             raise NonFiniteError(
                 f"the loss is {float(loss.detach())} in step {step}; "
-                f"{_first_nonfinite_module(self.model, x, self.precision)}; the weights were not updated"
+                f"{_first_nonfinite_module(self.model, x, self.precision) or 'the loss function itself overflows'}; "
+                "the weights were not updated"
             )
         if updates:
+            if not self.precision.scaler.is_enabled() and (bad := _nonfinite_gradient(self.model)):
+                raise NonFiniteError(
+                    f"the gradient of {bad} is not finite in step {step}, while the loss is; "
+                    f"{_first_nonfinite_module(self.model, x, self.precision) or 'it overflows on the way back'}; "
+                    "the weights were not updated"
+                )
             self.precision.update(self.optimizer, self.model)
             if self.after_update is not None:
                 self.after_update()
@@ -227,9 +236,27 @@ def _read_later(flag: Tensor) -> Callable[[], bool]:
     return read
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    for wrapper in ("module", "_orig_mod"):  # data-parallel training, torch.compile
+        model = getattr(model, wrapper, model)
+    return model
+
+
+def _nonfinite_gradient(model: nn.Module) -> str:
+    """The first parameter whose gradient is not finite; empty when all are.
+
+    One fused norm over all of them decides (it overflows only where the update would be worthless as well).
+    """
+    gradients = {name: p.grad for name, p in _unwrapped(model).named_parameters() if p.grad is not None}
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
+        return ""
+    single = (name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all()))
+    return next(single, "all parameters together")
+
+
 @torch.no_grad()
 def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -> str:
-    """Name the first module, in order of execution, whose output is not finite."""
+    """Name the first module, in order of execution, whose output is not finite; empty when none is."""
     if not bool(torch.isfinite(x).all()):
         return "the input batch itself is not finite"
     found: list[str] = []
@@ -241,8 +268,7 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
 
         return hook
 
-    for wrapper in ("module", "_orig_mod"):  # data-parallel training, torch.compile
-        model = getattr(model, wrapper, model)
+    model = _unwrapped(model)
     handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
     try:
         with precision.autocast():
@@ -250,6 +276,4 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"the first output that is not finite is that of {found[0]}"
-    return "all module outputs are finite, so the loss function itself overflows on them"
+    return f"the first output that is not finite is that of {found[0]}" if found else ""

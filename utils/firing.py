@@ -85,7 +85,7 @@ class FiringRecorder:
         sources: name -> module whose output `[T, B, ...]` is a spike tensor (`model.spike_sources()`).
 
     Raises:
-        ValueError: a batch with another number of time steps, or an output that is not made of 0 and 1.
+        ValueError: a batch with another number of time steps than those before.
     """
 
     def __init__(self, sources: Mapping[str, nn.Module]) -> None:
@@ -110,8 +110,8 @@ class FiringRecorder:
     def _hook(self, name: str) -> Any:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
             per_step = output.detach().flatten(1)  # [T, B * ...]
-            # float64 adds 0/1 exactly up to 2**53; float16 would round.
-            spikes = per_step.sum(dim=1, dtype=torch.float64)
+            # Integers: a sum in the spikes' own type rounds, in float16 beyond 2048.
+            spikes = (per_step == 1).sum(dim=1)
             nonzero = per_step.count_nonzero(dim=1)
             if name not in self._spikes:
                 self._spikes[name] = torch.zeros_like(spikes)
@@ -127,15 +127,20 @@ class FiringRecorder:
         return count
 
     def rows(self, process: Process) -> list[FiringRow]:
-        """One row per tensor in order of computation, summed over all processes."""
+        """One row per tensor in order of computation, summed over all processes.
+
+        Raises ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
+        """
         rows = []
         for name, elements in self._elements.items():
+            if not elements:
+                raise ValueError(f"{name}: no batch passed while its spikes were counted")
             spikes = process.sum_tensor(self._spikes[name]).tolist()
             nonzero = process.sum_tensor(self._nonzero[name]).tolist()
             (total,) = process.sum(elements)
-            if any(value != int(value) for value in spikes):
-                raise ValueError(f"{name}: its values are not 0 or 1, so they cannot be counted as spikes")
-            rows.append(FiringRow(name, paper_name(name), int(total), [int(s) for s in spikes], nonzero))
+            if spikes != nonzero:
+                raise ValueError(f"{name}: its values are not all 0 or 1, so they cannot be counted as spikes")
+            rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
         return rows
 
 

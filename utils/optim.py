@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -25,26 +27,23 @@ def peak_learning_rate(cfg: Config, world_size: int) -> float:
     return cfg.lr_base * (ratio if cfg.lr_base_scale == "linear" else ratio**0.5)
 
 
+# Newton-like: it needs second derivatives, for which the training loop would have to keep every graph.
+_NEEDS_SECOND_DERIVATIVES = ("adahessian",)
+
+
 def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
-    """The optimizer named `cfg.opt`; biases and 1-D tensors are not decayed.
+    """The optimizer named `cfg.opt`, as `adamw` or `lookahead_adamw`; biases and 1-D tensors are not decayed.
 
     Parameters without gradient (kept for checkpoint keys) are left out by timm.
 
     Raises:
-        UserError: a name timm does not know.
+        UserError: a name timm does not know, an optimizer that cannot run here, or `opt_eps` / `opt_betas` that
+            it does not take.
     """
-    valid = list_optimizers()
-    if cfg.opt.lower() not in valid:
-        raise UserError(
-            f"opt: {cfg.opt!r} is not an optimizer of timm{did_you_mean(cfg.opt, valid)} "
-            f"Valid: {', '.join(sorted(valid))}"
-        )
-    extra: dict[str, Any] = {}
-    if cfg.opt_eps is not None:
-        extra["eps"] = cfg.opt_eps
-    if cfg.opt_betas is not None:
-        extra["betas"] = tuple(cfg.opt_betas)
+    _check_name(cfg.opt)
     try:
+        # timm hands eps and betas on unchecked, or drops them; the optimizer's own defaults say what it takes.
+        takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
         return create_optimizer_v2(
             model,
             opt=cfg.opt,
@@ -52,13 +51,44 @@ def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
             weight_decay=cfg.weight_decay,
             momentum=cfg.momentum,
             filter_bias_and_bn=True,
-            **extra,
+            **_eps_and_betas(cfg, takes),
         )
-    except TypeError as error:
-        # Some optimizers have no eps or betas; timm hands them on as they are.
-        if not extra:
-            raise
-        raise UserError(f"opt_eps / opt_betas: {cfg.opt!r} does not take them ({error}); leave them out") from error
+    except (AssertionError, ImportError) as error:
+        # Of the optimizers that other packages bring: CUDA or the package is missing.
+        raise UserError(f"opt: {cfg.opt!r} cannot be used here: {error or type(error).__name__}") from error
+
+
+def _check_name(opt: str) -> None:
+    """Raises UserError for an optimizer that timm does not know or that the training loop cannot drive."""
+    valid = [name for name in list_optimizers() if name not in _NEEDS_SECOND_DERIVATIVES]
+    name = opt.lower().removeprefix("lookahead_")
+    if name in _NEEDS_SECOND_DERIVATIVES:
+        raise UserError(f"opt: {opt!r} needs second derivatives, which training does not compute; take another one")
+    if name not in valid:
+        raise UserError(
+            f"opt: {opt!r} is not an optimizer of timm{did_you_mean(name, valid) or '.'} "
+            f"Valid: {', '.join(sorted(valid))}"
+        )
+
+
+def _eps_and_betas(cfg: Config, takes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `opt_eps` and `opt_betas` as arguments, checked against the optimizer's defaults."""
+    given: dict[str, Any] = {}
+    if cfg.opt_eps is not None:
+        if "eps" not in takes:
+            raise UserError(f"opt_eps: {cfg.opt!r} has no epsilon; leave it out")
+        given["eps"] = cfg.opt_eps
+    if cfg.opt_betas is not None:
+        expected = takes.get("betas")
+        if expected is None:
+            raise UserError(f"opt_betas: {cfg.opt!r} has no betas; leave them out")
+        if len(cfg.opt_betas) != len(expected):
+            raise UserError(
+                f"opt_betas: {cfg.opt_betas} has {len(cfg.opt_betas)} values, {cfg.opt!r} takes {len(expected)} "
+                f"(default: {', '.join(map(str, expected))})"
+            )
+        given["betas"] = tuple(cfg.opt_betas)
+    return given
 
 
 def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
@@ -69,6 +99,7 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
     with warnings.catch_warnings():
         # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
         warnings.filterwarnings("ignore", message=".*[Pp]lateau.*")
+        warnings.filterwarnings("ignore", message=".*verbose parameter is deprecated.*")  # timm 1.0.15, torch 2.6
         scheduler, num_epochs = create_scheduler_v2(
             optimizer,
             sched=cfg.sched,

@@ -1,0 +1,209 @@
+"""The training and the evaluation loop: sums weighed right, and no update from a number that is not finite."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import lively, tiny
+from torch import nn
+
+from utils.config import config_from
+from utils.distributed import Process
+from utils.engine import TrainStep, evaluate, train_one_epoch
+from utils.errors import NonFiniteError
+from utils.precision import Precision
+
+CPU = torch.device("cpu")
+ALONE = Process(rank=0, world_size=1, device=CPU)
+PLAIN = Precision(config_from({}), CPU)
+IMAGES, LABELS = torch.randn(23, 6, generator=torch.Generator().manual_seed(0)), torch.arange(23) % 7
+
+
+class Linear(nn.Module):
+    """A model of one layer with the calling convention of the real one."""
+
+    def __init__(self, classes=7, steps=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = steps
+        self.stem = nn.Linear(6, 6)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x, hook=None):
+        logits = self.head(self.stem(x))
+        if self.steps:  # [T, B, K], different at each step
+            logits = torch.stack([logits * (t + 1) for t in range(self.steps)])
+        return logits, hook
+
+
+def batches(size, images=IMAGES, labels=LABELS):
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def train(model, loader, *, lr=0.1, loss_fn=None, precision=PLAIN, on_step=None, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = TrainStep(model, loss_fn or nn.CrossEntropyLoss(), optimizer, precision, **options)
+    return train_one_epoch(step, loader, len(loader), ALONE, on_step=on_step)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 22, 23])
+def test_evaluation_equals_a_plain_computation_for_any_batch_size(size):
+    model = Linear()
+    result = evaluate(model, batches(size), PLAIN, ALONE)
+    with torch.no_grad():
+        logits = model(IMAGES)[0].double()
+    order = [sorted(range(7), key=row.__getitem__, reverse=True) for row in logits.tolist()]
+    top1 = sum(ranked[0] == label for ranked, label in zip(order, LABELS.tolist(), strict=True))
+    top5 = sum(label in ranked[:5] for ranked, label in zip(order, LABELS.tolist(), strict=True))
+    assert (result.top1, result.top5) == (100 * top1 / 23, 100 * top5 / 23)
+    assert 0 < result.top1 < result.top5 < 100
+    assert result.loss == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-7)
+    assert result.samples == 23
+    assert result.images_per_second > 0
+
+
+def test_logits_of_each_step_are_averaged_in_evaluation():
+    stepwise, single = Linear(steps=3), Linear()
+    with torch.no_grad():
+        single.head.weight *= 2  # the mean of 1, 2 and 3 times the logits
+        single.head.bias *= 2
+    a, b = (evaluate(model, batches(10), PLAIN, ALONE) for model in (stepwise, single))
+    assert (a.top1, a.top5) == (b.top1, b.top5)
+    assert a.loss == pytest.approx(b.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_with_fewer_than_five_classes_all_are_in_the_top_five(classes):
+    result = evaluate(Linear(classes), batches(6, labels=LABELS % classes), PLAIN, ALONE)
+    assert result.top5 == 100
+    assert result.top1 < 100
+
+
+def test_evaluation_switches_to_eval_mode_and_records_no_gradient():
+    model = lively(tiny()).train()
+    before = weights(model)
+    evaluate(model, [(torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2]))], PLAIN, ALONE)
+    assert not model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_training_equals_a_plain_loop_and_weighs_the_last_batch_by_its_size():
+    model = Linear()
+    twin = copy.deepcopy(model)
+    steps = []
+    result = train(model, batches(10), on_step=lambda tally: steps.append((tally.steps, tally.mean_loss())))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    total, running = 0.0, []
+    for step, (x, y) in enumerate(batches(10)):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(twin(x)[0], y)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(x)
+        running.append((step + 1, pytest.approx(total / min(10 * (step + 1), 23), rel=1e-6)))
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    assert result.loss == pytest.approx(total / 23, rel=1e-6)
+    assert steps == running
+
+
+def test_mixup_and_the_callback_after_an_update_are_called_at_each_step():
+    calls = []
+
+    def mixup(x, y):
+        calls.append("mix")
+        return x, F.one_hot(y, 7).float()
+
+    train(Linear(), batches(12), mixup=mixup, after_update=lambda: calls.append("updated"))
+    assert calls == ["mix", "updated"] * 2
+
+
+def poisoned(model, loader, **options):
+    """The message that training ends in, with the weights checked to be those of before."""
+    trained = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(NonFiniteError) as caught:
+        train(model, loader, **options)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, trained[name], rtol=0, atol=0, equal_nan=True, msg=name)
+    assert not any(module._forward_hooks for module in model.modules())
+    return str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_first_module():
+    model = Linear()
+    with torch.no_grad():
+        model.stem.weight[0, 0] = float("inf")
+    message = poisoned(model, batches(10))
+    assert message.startswith("the loss is nan in step 0; ")
+    assert "the first output that is not finite is that of stem (Linear)" in message
+    assert message.endswith("the weights were not updated")
+
+
+def test_a_bad_batch_is_told_from_a_bad_layer():
+    images = IMAGES.clone()
+    images[15, 2] = float("nan")
+    model = Linear()
+    message = poisoned(model, batches(10, images=images), lr=0.0)
+    assert "the loss is nan in step 1; the input batch itself is not finite" in message
+
+
+def test_a_loss_function_that_overflows_is_named():
+    class Overflow(nn.Module):
+        def forward(self, logits, y):
+            return logits.abs().sum() * 1e30 * 1e30
+
+    assert "the loss function itself overflows" in poisoned(Linear(), batches(10), loss_fn=Overflow())
+
+
+def test_nan_that_spiking_neurons_silence_is_found_in_the_gradients():
+    # NaN >= threshold is false: a neuron answers NaN with 0, and the loss looks healthy.
+    model = lively(tiny())
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
+        assert torch.isfinite(F.cross_entropy(model(x)[0], y))
+    message = poisoned(model, [(x, y)])
+    assert "is not finite in step 0, while the loss is" in message
+    assert "the first output that is not finite is that of block.0.mlp.fc1_conv (Conv2d)" in message
+
+
+def test_a_bad_pixel_does_not_reach_the_weights():
+    model = lively(tiny())
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    x[2, 1, 3, 3] = float("nan")
+    assert "the input batch itself is not finite" in poisoned(model, [(x, y)])
+
+
+def test_mixed_precision_trains_with_float32_logits_in_the_loss():
+    precision = Precision(config_from({"amp": True}), CPU)
+    seen = []
+
+    class Watch(nn.CrossEntropyLoss):
+        def forward(self, logits, y):
+            seen.append(logits.dtype)
+            return super().forward(logits, y)
+
+    model = Linear()
+    before = weights(model)
+    result = train(model, batches(10), loss_fn=Watch(), precision=precision)
+    assert set(seen) == {torch.float32}
+    assert result.loss > 0
+    assert not torch.equal(model.head.weight, before["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "limit"),
+    [("norm", lambda g: sum(x.square().sum() for x in g).sqrt()), ("value", lambda g: max(x.abs().max() for x in g))],
+)
+def test_gradients_are_clipped_before_the_update(mode, limit):
+    model = Linear()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, batches(23), lr=1.0, precision=Precision(config_from({"clip_grad": 1e-3, "clip_mode": mode}), CPU))
+    updates = [p.detach() - before[name] for name, p in model.named_parameters()]
+    assert float(limit(updates)) == pytest.approx(1e-3, rel=1e-3)

@@ -1,0 +1,187 @@
+"""Optimizer and schedule: the published learning rates and loss trajectories, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import load_json, load_tensors, model_arguments, under
+from torch import nn
+
+from model import SpikeDrivenTransformer
+from utils.config import config_from, load_yaml
+from utils.errors import UserError
+from utils.optim import learning_rate, make_optimizer, make_schedule
+from utils.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEDULES = load_json("lr_schedules")
+# timm 1.0.15 hands the epoch to torch 2.6's plateau schedule, which says that this is deprecated.
+_PLATEAU = "ignore:.*(verbose parameter|epoch parameter).*:UserWarning"
+
+
+@pytest.fixture
+def dummy():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def rates(cfg, model, metric=50.0):
+    """The learning rate in force in each epoch, stepped as training does."""
+    optimizer = make_optimizer(cfg, model, cfg.lr)
+    schedule, epochs = make_schedule(cfg, optimizer)
+    found = []
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for epoch in range(epochs):
+        found.append(learning_rate(optimizer))
+        optimizer.step()
+        schedule.step(epoch + 1, metric)
+    return found
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_published_configuration_has_its_published_learning_rates(name, dummy):
+    golden = SCHEDULES[name]
+    found = rates(load_yaml(ROOT / f"conf/{name}.yml"), dummy)
+    assert len(found) == golden["num_epochs"] == len(golden["lr"])
+    assert found == pytest.approx(golden["lr"], abs=1e-12, rel=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_thirty_steps_follow_the_published_loss_trajectory(name):
+    meta, tensors = load_tensors(f"trajectory_{name}")
+    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model.load_state_dict(under(tensors, "init"), strict=True)
+    optimizer = make_optimizer(
+        config_from({key: meta[key] for key in ("opt", "weight_decay")}), model.train(), meta["lr"]
+    )
+    losses = []
+    for step in range(meta["steps"]):
+        batch = step % meta["batch_cycle"]
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(tensors["inputs"][batch])[0], tensors["targets"][batch])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(tensors["losses"].tolist(), abs=1e-7, rel=0)
+    # Biases of convolutions in front of a BatchNorm have an exact gradient of zero: what they get is rounding noise,
+    # which these optimizers amplify by 1/epsilon, and the biases themselves start at 0. Hence the absolute part.
+    final, state = under(tensors, "final"), model.state_dict()
+    assert set(final) == set(state)
+    for key, expected in final.items():
+        torch.testing.assert_close(state[key], expected, rtol=1e-7, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_biases_and_one_dimensional_tensors_are_not_decayed_and_unused_parameters_left_out():
+    model = SpikeDrivenTransformer(16, 16, embed_dims=16, depths=1, pooling_stat="0011", spike_mode="plif")
+    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.06}), model, 0.01)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in decay, name
+        elif name.endswith(".bias") or parameter.ndim <= 1:
+            assert decay[id(parameter)] == 0, name
+        else:
+            assert decay[id(parameter)] == 0.06, name
+    assert set(decay.values()) == {0, 0.06}
+
+
+def test_decay_reaches_the_weights_alone(dummy):
+    before = {name: p.detach().clone() for name, p in dummy.named_parameters()}
+    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.5}), dummy, 0.1)
+    for parameter in dummy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in dummy.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.ndim > 1 else 1
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("opt", ["sgd", "AdamW", "lamb", "lookahead_adamw"])
+def test_named_optimizers_take_steps(opt, dummy):
+    optimizer = make_optimizer(config_from({"opt": opt}), dummy, 0.01)
+    before = dummy[0].weight.detach().clone()
+    dummy(torch.randn(5, 3)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(dummy[0].weight, before)
+
+
+def test_settings_reach_the_optimizer(dummy):
+    cfg = config_from({"opt": "adamw", "lr": 0.5, "opt_eps": 1e-6, "opt_betas": [0.8, 0.95]})
+    for group in make_optimizer(cfg, dummy, cfg.lr).param_groups:
+        assert (group["lr"], group["eps"], group["betas"]) == (0.5, 1e-6, (0.8, 0.95))
+    for group in make_optimizer(config_from({"opt": "sgd", "momentum": 0.7}), dummy, 0.01).param_groups:
+        assert group["momentum"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"opt": "adamww"}, "opt: 'adamww' is not an optimizer of timm; did you mean adamw\\? Valid: .*lamb, "),
+        ({"opt": "lookahead_lam"}, "'lookahead_lam' is not an optimizer of timm; did you mean lamb\\?"),
+        ({"opt": "qqq"}, "'qqq' is not an optimizer of timm. Valid: "),
+        ({"opt": "adahessian"}, "'adahessian' needs second derivatives"),
+        ({"opt": "adamw", "opt_betas": [0.9]}, "opt_betas: .* has 1 values, 'adamw' takes 2 \\(default: 0.9, 0.999\\)"),
+        ({"opt": "adan", "opt_betas": [0.9, 0.99]}, "has 2 values, 'adan' takes 3"),
+        ({"opt": "sgd", "opt_betas": [0.9, 0.99]}, "opt_betas: 'sgd' has no betas; leave them out"),
+        ({"opt": "sgd", "opt_eps": 1e-6}, "opt_eps: 'sgd' has no epsilon; leave it out"),
+    ],
+)
+def test_what_an_optimizer_cannot_take_is_refused(settings, message, dummy):
+    with pytest.raises(UserError, match=message) as caught:
+        make_optimizer(config_from(settings), dummy, 0.01)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA the missing package is another one")
+def test_an_optimizer_of_a_missing_package_names_what_is_missing(dummy):
+    with pytest.raises(UserError, match="opt: 'fusedlamb' cannot be used here: CUDA required"):
+        make_optimizer(config_from({"opt": "fusedlamb"}), dummy, 0.01)
+
+
+@pytest.mark.filterwarnings(_PLATEAU)
+@pytest.mark.parametrize("sched", SETTINGS["sched"].rules.choices)
+def test_every_schedule_warms_up_and_decays(sched, dummy):
+    cfg = config_from(
+        {"sched": sched, "lr": 0.1, "epochs": 12, "warmup_epochs": 3, "warmup_lr": 0.01, "cooldown_epochs": 2}
+        | {"min_lr": 0.001, "decay_epochs": 4, "patience_epochs": 1}
+    )
+    found = rates(cfg, dummy)  # a metric that never improves
+    assert len(found) == (12 if sched in ("step", "plateau") else 14)
+    assert found[0] == pytest.approx(0.01)
+    assert found[0] < found[1] < found[2]
+    assert max(found) <= 0.1
+    assert found[-1] < found[4]
+    if sched not in ("step", "plateau"):
+        assert found[-2:] == pytest.approx([0.001, 0.001])
+
+
+@pytest.mark.filterwarnings(_PLATEAU)
+@pytest.mark.parametrize(("metric", "falls"), [("top1", True), ("loss", False)])
+def test_plateau_knows_in_which_direction_the_metric_improves(metric, falls, dummy):
+    cfg = config_from(
+        {"sched": "plateau", "eval_metric": metric, "epochs": 9, "warmup_epochs": 0, "patience_epochs": 2}
+    )
+    optimizer = make_optimizer(cfg, dummy, cfg.lr)
+    schedule, epochs = make_schedule(cfg, optimizer)
+    for epoch in range(epochs):
+        optimizer.step()
+        schedule.step(epoch + 1, 10.0 - epoch)  # better for a loss, worse for an accuracy
+    assert (learning_rate(optimizer) < cfg.lr) is falls
+
+
+@pytest.mark.parametrize(("noise", "noisy"), [([0.5], range(5, 12)), ([0.25, 0.5], range(3, 5))])
+def test_learning_rate_noise_lies_in_its_range_and_repeats_by_seed(noise, noisy, dummy):
+    plain = {"sched": "cosine", "lr": 0.1, "epochs": 10, "warmup_epochs": 2, "cooldown_epochs": 0}
+    clean = rates(config_from(plain), dummy)
+    once = rates(config_from(plain | {"lr_noise": noise}), dummy)
+    assert once == rates(config_from(plain | {"lr_noise": noise}), dummy)
+    assert once != rates(config_from(plain | {"lr_noise": noise, "seed": 7}), dummy)
+    differing = {epoch for epoch, pair in enumerate(zip(once, clean, strict=True)) if pair[0] != pair[1]}
+    assert differing
+    assert differing <= set(noisy)
+    assert all(abs(a - b) <= 0.67 * b + 1e-15 for a, b in zip(once, clean, strict=True))

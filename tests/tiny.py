@@ -1,0 +1,29 @@
+"""A model small enough for a test, and weights with which all of its layers fire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import SpikeDrivenTransformer
+
+TINY: dict[str, Any] = dict(
+    img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=1, mlp_ratios=2, T=2
+)
+
+
+def tiny(**arguments: Any) -> SpikeDrivenTransformer:
+    return SpikeDrivenTransformer(**(TINY | {"pooling_stat": "0011"} | arguments))
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Scale weights up so that every layer fires: freshly initialised ones leave the neurons silent."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_(2.5)
+            elif isinstance(module, nn.Conv2d):
+                module.weight.normal_(std=1 / (module.weight[0].numel() ** 0.5))
+    return model
