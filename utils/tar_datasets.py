@@ -41,7 +41,7 @@ class TarDataset:
 
     def sample_name(self, index: int) -> str:
         """<tar, relative to data_dir>/<path or key in it>."""
-        file = os.path.relpath(self.files[self.index.file[index]], self.root)
+        file = os.path.relpath(self.files[self.index.tar[index]], self.root)
         return f"{Path(file).as_posix()}/{self.index.name_of(index)}"
 
     def __getitem__(self, index: int, /) -> tuple[Any, int]:
@@ -49,7 +49,7 @@ class TarDataset:
         size = int(place.size[index])
         # Opened for each sample, like the files of an image folder: nothing is shared between workers.
         try:
-            with self.files[place.file[index]].open("rb") as file:
+            with self.files[place.tar[index]].open("rb") as file:
                 file.seek(int(place.offset[index]))
                 content = file.read(size)
         except OSError as error:

@@ -53,7 +53,7 @@ class _Member(NamedTuple):
 class TarIndex:
     """N samples in order of file and place; arrays, because worker processes share their memory."""
 
-    file: np.ndarray  # int32 [N], position in the list of tars
+    tar: np.ndarray  # int32 [N], position in the list of tars
     offset: np.ndarray  # int64 [N]
     size: np.ndarray  # int64 [N]
     label: np.ndarray  # int64 [N]
@@ -61,7 +61,7 @@ class TarIndex:
     classes: np.ndarray  # text: the name of each class index; empty for shards
 
     def __len__(self) -> int:
-        return len(self.file)
+        return len(self.tar)
 
     def name_of(self, i: int) -> str:
         return self.name[i].decode(errors="surrogateescape")
@@ -105,7 +105,7 @@ def _build(files: list[Path], layout: Layout) -> TarIndex:
         numbers = {name: i for i, name in enumerate(classes)}
         labels = [numbers[label] for label in labels]
     return TarIndex(
-        file=np.array([number for number, _ in found], np.int32),
+        tar=np.array([number for number, _ in found], np.int32),
         offset=np.array([sample.offset for _, sample in found], np.int64),
         size=np.array([sample.size for _, sample in found], np.int64),
         label=np.array(labels, np.int64),
@@ -239,7 +239,7 @@ def _places(files: list[Path], layout: Layout) -> list[Path]:
 
 def _load(place: Path, key: str) -> TarIndex | None:
     try:
-        with np.load(place, allow_pickle=False) as content:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
             if str(content["key"]) != key:
                 return None
             return TarIndex(**{field.name: content[field.name] for field in fields(TarIndex)})
