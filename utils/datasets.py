@@ -151,8 +151,10 @@ def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
         )
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
         remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
+        if facts.kind == "hub":
+            remedy = "check its name, its splits and the network"
         if isinstance(error, ImportError):
-            remedy = "install that package"
+            remedy = "install that package (pip install datasets)" if facts.kind == "hub" else "install that package"
         expected = f"{root}/{facts.expected}" if facts.expected else f"split {split!r} in {root or 'the cache'}"
         raise UserError(
             f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({_first_line(error)}); {remedy}"
