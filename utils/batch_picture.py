@@ -15,7 +15,8 @@ from torch import Tensor
 
 _IMAGES, _EVENT_ROWS = 64, 8  # as many as one can look at
 _SIDE = 64  # pixels that a small image is enlarged to, at least
-_GAP = 2  # pixels of white between two images
+_GAP = 2  # pixels between two images
+_GAP_GREY = {4: 255, 5: 208}  # by dimensions: event frames are white themselves
 
 # What an event takes away from white paper: ON becomes vermilion, OFF blue, as in the other figures.
 _ON_INK = 1 - np.array([0xD5, 0x5E, 0x00]) / 255
@@ -43,7 +44,7 @@ def save_batch(x: Tensor, mean: Sequence[float], std: Sequence[float], path: Pat
     else:
         columns = samples.shape[1]
         tiles = [frame for sample in samples for frame in _coloured(sample)]
-    Image.fromarray(_grid(tiles, columns)).save(path, format="png")
+    Image.fromarray(_grid(tiles, columns, _GAP_GREY[x.ndim])).save(path, format="png")
     return path
 
 
@@ -60,13 +61,13 @@ def _coloured(values: np.ndarray) -> np.ndarray:
     return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _grid(tiles: list[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles [H, W, 3] row by row on white, enlarged by a whole factor where they are small."""
+def _grid(tiles: list[np.ndarray], columns: int, background: int) -> np.ndarray:
+    """Tiles [H, W, 3] row by row, enlarged by a whole factor where they are small."""
     height, width = tiles[0].shape[:2]
     factor = max(1, math.ceil(_SIDE / max(height, width)))
     height, width = height * factor, width * factor
     rows = math.ceil(len(tiles) / columns)
-    grid = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    grid = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), background, np.uint8)
     for i, tile in enumerate(tiles):
         top = _GAP + i // columns * (height + _GAP)
         left = _GAP + i % columns * (width + _GAP)
