@@ -184,7 +184,7 @@ def test_random_erasing_is_left_to_the_workers() -> None:
         ({"large_valid": True}, "large_valid: .* does not fit dataset 'digits'"),
         ({"dataset": "digit"}, "dataset: 'digit' is unknown; valid: digits, .*; did you mean digits?"),
         ({"dataset": "torch/cifar11"}, "did you mean torch/cifar10"),
-        ({"dataset": "wds/imagenet"}, "dataset: 'wds/imagenet' is a stream, .* use hfds/<name>"),
+        ({"dataset": "tfds/imagenet"}, "dataset: 'tfds/imagenet' is a stream, .* use hfds/<name>"),
         (
             {"dataset": "folder", "in_channels": 2},
             r"in_channels: 2 does not fit images; valid: 1 \(grey\), 3 \(RGB\)",

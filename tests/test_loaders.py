@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from utils.config import config_from
+from utils import loaders as loaders_module
+from utils.config import config_from, parse_config
 from utils.errors import UserError
 from utils.loaders import Batch, DeviceLoader, Loaders, build_eval_loader, build_loaders, build_mixup, collate
 from utils.samplers import Pick
 
 CPU = torch.device("cpu")
+DIGITS_CONFIG = Path(__file__).resolve().parent.parent / "conf" / "digits" / "1_64_15E_t4.yml"
 # Every source of randomness: torchvision's flips and jitter, timm's crops and RandAugment, random erasing.
 AUGMENTED = {"hflip": 0.0, "vflip": 0.5, "aa": "rand-m9-n2-mstd0.5-inc1", "reprob": 0.5, "remode": "pixel"}
 
@@ -202,6 +205,44 @@ def test_a_set_smaller_than_a_batch_is_refused(world_size: int) -> None:
     samples = 1437 // world_size
     with pytest.raises(UserError, match=f"batch_size: {samples + 1} is more than the {samples} training samples"):
         loaders(batch_size=samples + 1, world_size=world_size)
+
+
+@pytest.mark.parametrize("batch_size", [50, 36])  # leaves 37, 33
+def test_an_odd_rest_of_the_epoch_meets_no_mixup(batch_size: int) -> None:
+    built = loaders(mixup=0.5, cutmix=1.0, batch_size=batch_size)
+    assert 1437 % batch_size % 2 == 1
+    assert built.mixup is not None
+    sizes = [len(built.mixup(images, targets)[1]) for images, targets in built.train]
+    assert sizes == [batch_size] * (1437 // batch_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_odd_batches_are_evaluated_beside_mixup(world_size: int) -> None:
+    ranks = [loaders(mixup=0.5, val_batch_size=7, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [targets for built in ranks for _, targets in built.eval]
+    assert max(map(len, batches)) == 7
+    assert sum(map(len, batches)) == 360
+
+
+def test_no_workers_and_the_batch_of_the_evaluation_by_command_line() -> None:
+    words = ["-c", str(DIGITS_CONFIG), "-j", "0", "-b", "30", "-vb", "77"]
+    built = build_loaders(parse_config(words, prog="train.py", description=""), device=CPU)
+    assert built.train.batches.num_workers == built.eval.batches.num_workers == 0  # type: ignore[attr-defined]
+    assert len(next(iter(built.train))[1]) == 30
+    assert [len(targets) for _, targets in built.eval] == [77] * 4 + [52]
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, ["open", "barrier"]), (1, ["barrier", "open"])])
+@pytest.mark.parametrize("settings", [{"dataset": "wds/any"}, {"dataset": "folder"}, {"dataset_download": True}])
+def test_the_first_process_downloads_or_indexes_before_the_others(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], rank: int, order: list[str]
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(loaders_module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(loaders_module.dist, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(loaders_module, "build_datasets", lambda cfg: done.append("open"))
+    loaders_module._open_once(config_from(settings), rank)
+    assert done == order
 
 
 def test_two_ways_of_repeating_samples_exclude_each_other() -> None:

@@ -23,7 +23,7 @@ LARGE_VALID_SIDE, LARGE_VALID_RESIZE = 288, 320  # pixels
 class DatasetFacts:
     """What does not depend on the settings. None: it depends on the files or on the settings."""
 
-    kind: Literal["digits", "torch", "hub", "folder", "events"]
+    kind: Literal["digits", "torch", "hub", "folder", "shards", "events"]
     classes: int | None = None
     channels: int | None = None
     image_size: int = 224  # pixels, if img_size is not given
@@ -94,11 +94,12 @@ DATASETS: dict[str, DatasetFacts] = {
     "gesture": _events(11, 128, "data/DVSGesturedataset"),
 }
 # Other sets that timm opens by index. Its streaming readers are left out on purpose: without an index nothing
-# promises that each evaluation sample counts once, and an epoch cannot be continued in its middle.
+# promises that each evaluation sample counts once, and an epoch cannot be continued in its middle. WebDataset
+# shards are read by our own index (utils.tar_datasets).
 _TORCH_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "imagenet", "places365", "inaturalist")
-_STREAMING = ("hfids", "tfds", "wds")
+_STREAMING = ("hfids", "tfds")
 AVAILABLE = [name for name, facts in DATASETS.items() if name and not facts.events]
-AVAILABLE += [f"torch/{name}" for name in _TORCH_SETS] + ["hfds/<name>"]
+AVAILABLE += [f"torch/{name}" for name in _TORCH_SETS] + ["hfds/<name>", "wds/<name>"]
 EVENT_SETS = [name for name, facts in DATASETS.items() if facts.events]
 
 
@@ -111,10 +112,12 @@ def dataset_facts(name: str) -> DatasetFacts:
         return DatasetFacts("torch")
     if prefix == "hfds" and rest:
         return DatasetFacts("hub")
+    if prefix == "wds":
+        return DatasetFacts("shards")
     if prefix in _STREAMING:
         raise UserError(
             f"dataset: {name!r} is a stream, which cannot be counted or continued exactly; "
-            f"use hfds/<name> or a folder of images (dataset: folder)"
+            f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
         )
     valid = AVAILABLE + EVENT_SETS
     raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(valid)}{did_you_mean(name, valid)}")
@@ -134,7 +137,7 @@ def resolve_data(cfg: Config) -> DataSettings:
         raise UserError(f"in_channels: {cfg.in_channels} does not fit images; valid: 1 (grey), 3 (RGB)")
     input_size = _input_size(cfg, facts)
     large = cfg.large_valid
-    if large and facts.kind != "folder":
+    if large and facts.kind not in ("folder", "shards"):
         raise UserError(
             f"large_valid: evaluates ImageNet at {LARGE_VALID_SIDE} pixels, it does not fit dataset "
             f"{cfg.dataset!r}; leave it out"

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 from timm.data import AugMixDataset, create_dataset, create_reader
+from timm.utils import natural_key
 
 from utils.dataset_facts import AVAILABLE, DatasetFacts, check_classes, dataset_facts, resolve_data
 from utils.errors import UserError
+from utils.images import decode
+from utils.sample_list import listed_samples
+from utils.tar_datasets import TarDataset, open_shards
 from utils.transforms import eval_transform, train_transform
 
 if TYPE_CHECKING:
@@ -64,6 +68,8 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
         dataset: ImageSet = _open_digits(cfg, training)
     elif facts.kind == "folder":
         dataset = _open_folder(cfg, training)
+    elif facts.kind == "shards":
+        dataset = _open_shards(cfg, training)
     else:
         dataset = _open_by_timm(cfg, facts, training)
     classes = len(_class_names(dataset))
@@ -72,6 +78,8 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     if not training:
         dataset.transform = eval_transform(settings)
         return dataset
+    if cfg.train_split_path:
+        dataset = listed_samples(dataset, Path(cfg.train_split_path))
     if cfg.hflip > 0 and not facts.mirrors and not cfg.no_aug:
         _logger.warning("hflip: %g mirrors %s, where not each class survives it; set hflip: 0", cfg.hflip, cfg.dataset)
     if cfg.aug_splits:
@@ -82,7 +90,9 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
 
 def _class_names(dataset: Any) -> set[str]:
     """Class names where the data set knows them, else an empty set."""
-    source = getattr(dataset, "dataset", dataset)  # inside AugMixDataset
+    source = dataset
+    while hasattr(source, "dataset"):  # inside AugMixDataset, ListedSamples
+        source = source.dataset
     source = getattr(source, "reader", source)
     return set(getattr(source, "class_to_idx", ()))
 
@@ -134,13 +144,17 @@ def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
     if root is None and facts.kind == "torch":
         raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
     try:
+        if facts.kind == "hub":
+            return HubDataset(create_reader(cfg.dataset, root=root, split=split), cfg)
         return create_dataset(
             cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=_mode(cfg)
         )
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
         remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
+        if facts.kind == "hub":
+            remedy = "check its name, its splits and the network"
         if isinstance(error, ImportError):
-            remedy = "install that package"
+            remedy = "install that package (pip install datasets)" if facts.kind == "hub" else "install that package"
         expected = f"{root}/{facts.expected}" if facts.expected else f"split {split!r} in {root or 'the cache'}"
         raise UserError(
             f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({_first_line(error)}); {remedy}"
@@ -166,25 +180,54 @@ class FolderDataset:
         reader = create_reader("", root=str(root))
         self.samples: list[tuple[str, int]] = reader.samples
         self.class_to_idx: dict[str, int] = reader.class_to_idx
-        self.mode = mode  # of PIL: 'L' or 'RGB'
+        self.root, self.mode = root, mode  # mode of PIL: 'L' or 'RGB'
         self.transform: Any = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def sample_name(self, index: int) -> str:
+        """<class>/<image>: the path below the split's folder."""
+        return Path(self.samples[index][0]).relative_to(self.root).as_posix()
+
     def __getitem__(self, index: int, /) -> tuple[Any, int]:
         path, label = self.samples[index]
         try:
-            with Image.open(path) as file:
-                image = file.convert(self.mode)
+            with open(path, "rb") as file:
+                image = decode(file, self.mode, path)
         except OSError as error:
-            raise UserError(f"data_dir: {path} is damaged ({error}); replace or remove it") from error
+            raise UserError(f"data_dir: {path} cannot be read ({error.strerror}); replace or remove it") from error
         return self.transform(image) if self.transform else image, label
 
 
-def _open_folder(cfg: Config, training: bool) -> FolderDataset:
+class HubDataset:
+    """A data set of the Hugging Face hub, as timm's reader opens it; a damaged image is an error here too."""
+
+    def __init__(self, reader: Any, cfg: Config) -> None:
+        self.reader, self.name, self.mode, self.classes = reader, cfg.dataset, _mode(cfg), cfg.num_classes
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]:
+        file, label = self.reader[index]
+        with file:
+            image = decode(file, self.mode, f"{self.name}, sample {index},")
+        if not isinstance(label, int) or not 0 <= label < self.classes:
+            raise UserError(
+                f"dataset {self.name!r}: sample {index} has label {label!r}, which does not fit num_classes "
+                f"{self.classes} (valid: 0 to {self.classes - 1}); choose a labelled split or set num_classes"
+            )
+        return self.transform(image) if self.transform else image, label
+
+
+def _open_folder(cfg: Config, training: bool) -> FolderDataset | TarDataset:
     if not cfg.data_dir:
         raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
+    tars = _split_tars(cfg, training)
+    if tars:
+        return TarDataset(tars, "classes", Path(cfg.data_dir), _mode(cfg))
     root = _split_folder(cfg, training)
     try:
         dataset = FolderDataset(root, _mode(cfg))
@@ -200,13 +243,38 @@ def _open_folder(cfg: Config, training: bool) -> FolderDataset:
     return dataset
 
 
-def _split_folder(cfg: Config, training: bool) -> Path:
+def _open_shards(cfg: Config, training: bool) -> TarDataset:
+    if not cfg.data_dir:
+        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
+    key, tried = _split_names(cfg, training)
+    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=_mode(cfg))
+
+
+def _split_names(cfg: Config, training: bool) -> tuple[str, list[str]]:
+    """The setting that names the split, and the names to look for: its value, then the synonyms."""
     key, name = ("train_split", cfg.train_split) if training else ("val_split", cfg.val_split)
-    root = Path(cfg.data_dir)
+    synonyms: tuple[str, ...] = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if name in names), ())
+    return key, [name, *(synonym for synonym in synonyms if synonym != name)]
+
+
+def _split_tars(cfg: Config, training: bool) -> list[Path]:
+    """<split>.tar, or all tars of a split's folder that holds no class folders; else nothing."""
+    for name in _split_names(cfg, training)[1]:
+        folder = Path(cfg.data_dir) / name
+        if folder.is_dir():
+            if any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+                return []
+            return sorted(folder.glob("*.tar"), key=lambda file: natural_key(file.name))
+        if folder.with_name(f"{name}.tar").is_file():
+            return [folder.with_name(f"{name}.tar")]
+    return []
+
+
+def _split_folder(cfg: Config, training: bool) -> Path:
+    key, tried = _split_names(cfg, training)
+    root, name = Path(cfg.data_dir), tried[0]
     if not root.is_dir():
         raise UserError(f"data_dir: {root} is no folder; expected {root}/{name}/<class>/<image>")
-    synonyms: tuple[str, ...] = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if name in names), ())
-    tried = [name, *(synonym for synonym in synonyms if synonym != name)]
     for candidate in tried:
         if (root / candidate).is_dir():
             return root / candidate

@@ -25,7 +25,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from utils.dataset_facts import DataSettings, resolve_data
+from utils.dataset_facts import DataSettings, dataset_facts, resolve_data
 from utils.datasets import ImageSet, build_dataset, build_datasets
 from utils.errors import UserError
 from utils.samplers import EvalSampler, Pick, TrainSampler, mix_seed
@@ -101,8 +101,9 @@ def build_mixup(cfg: Config) -> Mixup | None:
 
 
 def _open_once(cfg: Config, rank: int) -> tuple[ImageSet, ImageSet]:
-    # Rank 0 downloads while the others wait: two writers would damage the archive.
-    wait = cfg.dataset_download and dist.is_initialized()
+    # Rank 0 downloads while the others wait: two writers would damage the archive. Where tars are indexed, the
+    # others find the index made; without files, or image folders, they wait for nothing.
+    wait = dist.is_initialized() and (cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards"))
     if wait and rank > 0:
         dist.barrier()
     try:
@@ -240,6 +241,14 @@ def collate(samples: list[tuple[Any, Any]]) -> Batch:
     return images, targets.repeat(len(copies))
 
 
+def _in_own_words(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """`batches`; a UserError of a worker process with its message alone, which arrives below a traceback."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+
+
 class DeviceLoader:
     """Batches moved to the device and normalised there; on CUDA the next one is copied during the step.
 
@@ -268,7 +277,7 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._stream is None:
-            return (self._prepare(*batch) for batch in self.batches)
+            return (self._prepare(*batch) for batch in _in_own_words(self.batches))
         return self._copied_ahead(self._stream)
 
     def _prepare(self, images: Tensor, targets: Tensor) -> Batch:
@@ -280,7 +289,7 @@ class DeviceLoader:
 
     def _copied_ahead(self, stream: torch.cuda.Stream) -> Iterator[Batch]:
         ready: Batch | None = None
-        for batch in self.batches:
+        for batch in _in_own_words(self.batches):
             with torch.cuda.stream(stream):
                 coming = self._prepare(*batch)
             if ready is not None:

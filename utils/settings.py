@@ -83,8 +83,8 @@ class Config:
     dataset_download: bool = _data(False, "download the data set if it is missing and can be downloaded")
     train_split: str = _data("train", "name of the training split")
     val_split: str = _data("validation", "name of the evaluation split")
-    train_split_path: str | None = _data(None, "file that lists the training samples",
-                                         unavailable="use the data set's own split")
+    train_split_path: str | None = _data(None, "text file that lists the training samples to use: one name or "
+                                         "number per line")
     batch_size: int = _data(32, "training samples per process and step", low=1, aliases=("-b",))
     val_batch_size: int = _data(16, "evaluation samples per process and step", low=1, aliases=("-vb",))
     img_size: int | None = _data(None, "image side in pixels (null: by data set)", low=1)

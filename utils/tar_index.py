@@ -1,0 +1,262 @@
+"""Where each sample lies inside tar files, so that a tar is read like a folder: any sample, in any order.
+
+The headers are walked once; the index is kept beside the tars (or in the user's cache folder) and made anew
+when a name, size or modification time differs. Offsets are in bytes from the start of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils import natural_key
+
+from utils.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+Layout = Literal["classes", "shards"]  # a folder per class inside the tars, or WebDataset's <key>.<extension>
+SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")
+LABEL_FIELDS = ("label", "cls")  # of a sample's .json
+
+_FORMAT = 1  # of the index file; another number makes it anew
+
+
+class Sample(NamedTuple):
+    """One image. Its label is a class index in shards, the class's name elsewhere."""
+
+    name: str
+    offset: int
+    size: int
+    label: Any
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+    folder: str  # name of the tar, less its ending, where a tar lies in a tar
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """N samples in order of file and place; arrays, because worker processes share their memory."""
+
+    tar: np.ndarray  # int32 [N], position in the list of tars
+    offset: np.ndarray  # int64 [N]
+    size: np.ndarray  # int64 [N]
+    label: np.ndarray  # int64 [N]
+    name: np.ndarray  # UTF-8 bytes [N]: path inside the tar, in shards the key
+    classes: np.ndarray  # text: the name of each class index; empty for shards
+
+    def __len__(self) -> int:
+        return len(self.tar)
+
+    def name_of(self, i: int) -> str:
+        return self.name[i].decode(errors="surrogateescape")
+
+
+def tar_index(files: list[Path], layout: Layout) -> TarIndex:
+    """The index of `files`, from its own file where that is up to date.
+
+    Raises:
+        UserError: a tar that is cut short or damaged, a sample without image, label or class folder.
+    """
+    key = _key(files, layout)
+    places = _places(files, layout)
+    for place in places:
+        found = _load(place, key)
+        if found is not None:
+            return found
+    _logger.info("indexing %d tar file(s) in %s, once", len(files), files[0].parent)
+    index = _build(files, layout)
+    for place in places:
+        try:
+            _store(index, place, key)
+        except OSError as error:
+            _logger.info("no index kept in %s (%s)", place.parent, error)
+        else:
+            break
+    return index
+
+
+def _build(files: list[Path], layout: Layout) -> TarIndex:
+    read: Callable[[Path, bool], Iterator[Sample]] = _by_class if layout == "classes" else _by_key
+    found = [(number, sample) for number, file in enumerate(files) for sample in read(file, len(files) > 1)]
+    if not found:
+        kinds = ", ".join(SHARD_IMAGES if layout == "shards" else sorted(get_img_extensions()))
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise UserError(f"data_dir: {files[0]}{more} holds no images ({kinds})")
+    labels = [sample.label for _, sample in found]
+    classes: list[str] = []
+    if layout == "classes":
+        classes = sorted(set(labels), key=natural_key)  # numbered as in an image folder
+        numbers = {name: i for i, name in enumerate(classes)}
+        labels = [numbers[label] for label in labels]
+    return TarIndex(
+        tar=np.array([number for number, _ in found], np.int32),
+        offset=np.array([sample.offset for _, sample in found], np.int64),
+        size=np.array([sample.size for _, sample in found], np.int64),
+        label=np.array(labels, np.int64),
+        name=np.array([sample.name.encode(errors="surrogateescape") for _, sample in found]),
+        classes=np.array(classes, np.str_),
+    )
+
+
+# --- what a tar holds --------------------------------------------------------------------------------------
+
+
+def _by_class(file: Path, several: bool) -> Iterator[Sample]:
+    """Images labelled by the innermost folder; among several tars, a tar without folders is a class itself."""
+    extensions = get_img_extensions(as_set=True)
+    for member in _members(file, nested=True):
+        if PurePosixPath(member.name).suffix.lower() not in extensions:
+            continue
+        folders = PurePosixPath(file.stem if several else "", member.folder, PurePosixPath(member.name).parent)
+        if not folders.name:
+            raise UserError(
+                f"data_dir: {file}: image {member.name!r} lies in no class folder; expected <class>/<image>"
+            )
+        yield Sample(str(PurePosixPath(member.folder, member.name)), member.offset, member.size, folders.name)
+
+
+def _by_key(file: Path, several: bool) -> Iterator[Sample]:
+    """Neighbours of one key are a sample: <key>.jpg and the like, with <key>.cls or <key>.json."""
+    key, parts = "", dict[str, _Member]()
+    with file.open("rb") as raw:
+        for member in _members(file, nested=False):
+            path = PurePosixPath(member.name)
+            stem, _, extension = path.name.partition(".")
+            name = str(path.with_name(stem))
+            if name != key:
+                yield from _sample(file, key, parts, raw)
+                key, parts = name, {}
+            if extension.lower() in parts:
+                raise UserError(f"data_dir: {file}: sample {key!r} has two .{extension.lower()}; keys must differ")
+            parts[extension.lower()] = member
+        yield from _sample(file, key, parts, raw)
+
+
+def _sample(file: Path, key: str, parts: dict[str, _Member], raw: IO[bytes]) -> Iterator[Sample]:
+    images = [parts[extension] for extension in SHARD_IMAGES if extension in parts]
+    labelled = "cls" in parts or "json" in parts
+    if not images and "cls" not in parts:
+        return  # a note on the whole shard
+    if len(images) != 1:
+        raise UserError(
+            f"data_dir: {file}: sample {key!r} has {len(images)} images; expected one of "
+            f"{', '.join(f'{key}.{extension}' for extension in SHARD_IMAGES)} beside its label"
+        )
+    if not labelled:
+        raise UserError(
+            f"data_dir: {file}: sample {key!r} has no label; expected {key}.cls with the class index, "
+            f"or {key}.json with a field {' or '.join(LABEL_FIELDS)}, next to the image in the tar"
+        )
+    part = parts.get("cls") or parts["json"]
+    raw.seek(part.offset)
+    text = raw.read(part.size)
+    yield Sample(key, images[0].offset, images[0].size, _label(text, f"{file}: {part.name}", "cls" in parts))
+
+
+def _label(text: bytes, place: str, plain: bool) -> int:
+    try:
+        content: Any = text.decode().strip()
+        if not plain:
+            content = json.loads(content)
+            content = next(content[name] for name in LABEL_FIELDS if name in content)
+        if isinstance(content, (bool, float)):
+            raise ValueError
+        return int(content)
+    except (ValueError, TypeError, StopIteration):
+        shown = text[:40].decode(errors="replace").strip()
+        wanted = "a class index" if plain else f"an object with a class index as {' or '.join(LABEL_FIELDS)}"
+        raise UserError(f"data_dir: {place} holds {shown!r}; expected {wanted}") from None
+
+
+def _members(file: Path, *, nested: bool) -> Iterator[_Member]:
+    try:
+        with file.open("rb") as raw:
+            yield from _walk(raw, file, 0, "", nested)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"data_dir: {file} is cut short, damaged or compressed ({error}); copy or make it again as a plain tar"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data_dir: {file} cannot be read ({error.strerror or error})") from error
+
+
+def _walk(raw: IO[bytes], file: Path, base: int, folder: str, nested: bool) -> Iterator[_Member]:
+    with tarfile.open(fileobj=raw, mode="r:") as tar:
+        while (entry := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep about 1 KB for each
+            path = PurePosixPath(entry.name)
+            # Hidden files: macOS adds a ._name to each file.
+            if not entry.isfile() or path.name.startswith("."):
+                continue
+            if entry.issparse():
+                raise tarfile.TarError(f"{entry.name} is stored as a sparse file")
+            if nested and path.suffix.lower() == ".tar":
+                inner = tar.extractfile(entry)
+                assert inner is not None  # it is a file
+                below = str(PurePosixPath(folder, path.with_suffix("")))
+                yield from _walk(inner, file, base + entry.offset_data, below, nested)
+            else:
+                yield _Member(entry.name, base + entry.offset_data, entry.size, folder)
+        # tarfile takes a broken header, or a file that ends between two members, for the end.
+        raw.seek(tar.offset)
+        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.TarError(f"no end mark at byte {base + tar.offset}")
+
+
+# --- the index as a file -----------------------------------------------------------------------------------
+
+
+def _key(files: list[Path], layout: Layout) -> str:
+    """What the index depends on, as one digest."""
+    facts = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([_FORMAT, layout, facts]).encode()).hexdigest()
+
+
+def _places(files: list[Path], layout: Layout) -> list[Path]:
+    """Beside the tars, and where that folder is read-only, in the user's cache folder."""
+    beside = files[0].parent
+    names = hashlib.sha256("\n".join([layout, *(str(file.name) for file in files)]).encode()).hexdigest()[:16]
+    paths = hashlib.sha256("\n".join([layout, *(str(file.resolve()) for file in files)]).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spike-driven-transformer"
+    return [beside / f".tar-index-{names}.npz", cache / f"tar-index-{paths}.npz"]
+
+
+def _load(place: Path, key: str) -> TarIndex | None:
+    try:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            if str(content["key"]) != key:
+                return None
+            return TarIndex(**{field.name: content[field.name] for field in fields(TarIndex)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # absent, or damaged: made anew
+
+
+def _store(index: TarIndex, place: Path, key: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {field.name: getattr(index, field.name) for field in fields(TarIndex)}
+    # Several processes may write: each to a file of its own, of which the last one stays.
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, key=np.array(key), **arrays)
+        os.chmod(temporary, 0o644)  # as readable as the data: mkstemp makes it private
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
