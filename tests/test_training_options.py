@@ -8,9 +8,11 @@ import re
 import sys
 import types
 
+import numpy as np
 import processes
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recovery import TINY
 
@@ -154,6 +156,14 @@ def test_tensorboard_files_hold_what_they_promise(folder):
     assert {"firing_rate/MS_SPS_lif", "firing_rate/MS_SSA_Conv0_kv", "firing_rate/head_lif"} <= scalars
     assert events.Scalars("eval/top1")[0].value == pytest.approx(summary(folder)[0]["eval_top1"])
     assert "config/text_summary" in events.Tags()["tensors"]
+    assert "evaluation images" in events.Tags()["images"]
+
+
+def test_input_images_are_saved_on_request(folder):
+    run(folder, "--save-images")
+    for name in ("training_images.png", "evaluation_images.png"):
+        with Image.open(folder / "output/train/run" / name) as image:
+            assert np.unique(np.asarray(image)).size > 5
 
 
 def test_summaries_agree(folder):

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -152,6 +154,12 @@ class RunLog:
         self.tensorboard.flush()
         if self._wandb is not None:
             self._wandb.log(scalars, step=row["epoch"])
+
+    def picture(self, name: str, file: Path) -> None:
+        """Show a picture of the run's folder in TensorBoard."""
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+        self.tensorboard.add_image(name, pixels, dataformats="HWC")
 
     def close(self) -> None:
         self.tensorboard.close()

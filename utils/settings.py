@@ -102,7 +102,7 @@ class Config:
     no_prefetcher: bool = _data(False, "normalise in the loader processes instead of on the device")
     use_multi_epochs_loader: bool = _data(False, "kept between epochs in any case; the option is accepted")
     epoch_repeats: float = _data(0.0, "passes over the data that count as one epoch (0: one)", low=0)
-    save_images: bool = _data(False, "save input images", unavailable="look at the data set's files")
+    save_images: bool = _data(False, "write the first training batch into the run's folder as a picture")
 
     no_aug: bool = _augment(False, "no training augmentation at all: resize and centre crop")
     scale: list[float] = _augment([0.08, 1.0], "random crop: range of its area, as a share", above=0,

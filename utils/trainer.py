@@ -7,7 +7,7 @@ import copy
 import functools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.batch_picture import save_batch
 from utils.build import build_model, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
@@ -23,7 +24,7 @@ from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, tr
 from utils.errors import NonFiniteError, Stopped, UserError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
-from utils.loaders import build_loaders
+from utils.loaders import Batch, build_loaders
 from utils.losses import make_train_loss
 from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate
 from utils.precision import Precision
@@ -87,6 +88,7 @@ class Trainer:
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
+        self._saves_images = cfg.save_images and process.is_main
 
     def _parallel(self, model: nn.Module) -> nn.Module:
         if self.process.world_size == 1:
@@ -179,14 +181,26 @@ class Trainer:
                 if tally.steps < self.steps and tally.steps % self.cfg.grad_accum_steps == 0:
                     self._stop_or_save(epoch, tally)
 
+            batches = self._saving_first(self.loaders.train) if self._saves_images else self.loaders.train
             try:
                 result = train_one_epoch(
-                    self.train_step(epoch), self.loaders.train, self.steps, self.process, tally=tally, on_step=on_step
+                    self.train_step(epoch), batches, self.steps, self.process, tally=tally, on_step=on_step
                 )
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = tally
         return result
+
+    def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass the batches on; the first is also written as a picture."""
+        for x, y in batches:
+            if self._saves_images:
+                self._saves_images = False
+                self._picture(x, "training_images.png")
+            yield x, y
+
+    def _picture(self, x: Tensor, name: str) -> Path:
+        return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
 
     def train_step(self, epoch: int) -> TrainStep:
         cfg, state = self.cfg, self.state
@@ -256,11 +270,13 @@ class Trainer:
             for name, model in models.items()
         }
 
-    def _eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation batches; a few samples of the first are kept to show in TensorBoard."""
         for x, y in self.loaders.eval:
             if self._shown is None:
                 self._shown = x[:_SHOWN_SAMPLES].clone()
+                if self.log is not None:
+                    self.log.picture("evaluation images", self._picture(self._shown, "evaluation_images.png"))
             yield x, y
 
     def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:

@@ -31,7 +31,7 @@ def eval_transform(settings: DataSettings) -> Compose:
         std=settings.std,
         use_prefetcher=settings.normalise_on_device,
     )
-    return Compose([_ToMode(settings), *transform.transforms])
+    return Compose([_ToMode(_mode(settings)), *transform.transforms])
 
 
 def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Compose, Compose, Compose]:
@@ -66,15 +66,21 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
     parts: tuple[Compose, ...] = built if cfg.aug_splits else (built,)
     for part in parts:
         _allow_posterize_to_zero_bits(part)
-    first = Compose([_ToMode(settings), *parts[0].transforms])
+        if settings.input_size[0] == 1:
+            _apply_policies_in_colour(part)
+    first = Compose([_ToMode(_mode(settings)), *parts[0].transforms])
     return (first, parts[1], parts[2]) if cfg.aug_splits else first
+
+
+def _mode(settings: DataSettings) -> str:
+    return "L" if settings.input_size[0] == 1 else "RGB"
 
 
 class _ToMode:
     """Make the image grey or RGB, whatever the file holds (palette, alpha, CMYK)."""
 
-    def __init__(self, settings: DataSettings) -> None:
-        self.mode = "L" if settings.input_size[0] == 1 else "RGB"
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image if image.mode == self.mode else image.convert(self.mode)
@@ -87,6 +93,15 @@ def _allow_posterize_to_zero_bits(transform: Compose) -> None:
         for operation in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
             if operation.aug_fn is posterize:
                 operation.aug_fn = _posterize
+
+
+def _apply_policies_in_colour(transform: Compose) -> None:
+    # timm's policies are written for RGB; AugMix of older releases fails on grey images.
+    steps: list[Any] = []
+    for step in transform.transforms:
+        is_policy = hasattr(step, "ops") or hasattr(step, "policy")
+        steps += [_ToMode("RGB"), step, _ToMode("L")] if is_policy else [step]
+    transform.transforms = steps
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **unused: Any) -> Image.Image:
