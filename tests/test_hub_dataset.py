@@ -31,7 +31,7 @@ class HubSplit:
 
     def __init__(self, rows: list[dict[str, Any]], split: str) -> None:
         self.rows = rows
-        label = types.SimpleNamespace(names=["cat", "dog"])
+        label = types.SimpleNamespace(names=["cat", "dog"], str2int=["cat", "dog"].index)
         sizes = types.SimpleNamespace(num_examples=len(rows))
         self.info = types.SimpleNamespace(features={"label": label}, splits={split: sizes})
 

@@ -18,7 +18,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from utils import tar_index as index_module
 from utils.config import config_from
-from utils.datasets import build_dataset, build_datasets
+from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
 from utils.loaders import Loaders, build_loaders
 from utils.tar_datasets import TarDataset
@@ -204,6 +204,29 @@ def test_evaluation_sees_each_sample_of_the_shards_once(shards: Path, world_size
     assert len(expected.unique()) == 7
     assert torch.equal(means.sort().values, expected)
     assert Counter(torch.cat([targets for _, targets in batches]).tolist()) == {0: 4, 1: 3}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_digits_in_shards_give_the_batches_of_the_embedded_digits(tmp_path: Path, world_size: int) -> None:
+    for train in (True, False):
+        digits = DigitsDataset(DIGITS_FOLDER / "digits.npz", train=train)
+        for shard in range(3):
+            content: Content = {}
+            for i in range(shard * len(digits) // 3, (shard + 1) * len(digits) // 3):
+                image, label = digits[i]
+                file = io.BytesIO()
+                image.save(file, format="png")
+                content |= {f"{i:04}.png": file.getvalue(), f"{i:04}.cls": str(label).encode()}
+            write_tar(tmp_path / f"{'train' if train else 'val'}-{shard}.tar", content)
+    settings = {"num_classes": 10, "in_channels": 1, "img_size": 16, "mean": [0.3050], "std": [0.3765], "crop_pct": 1.0,
+                "hflip": 0.0, "aa": "rand-m9-n1", "batch_size": 100, "val_batch_size": 99, "workers": 0}  # fmt: skip
+    both = [
+        build_loaders(config_from({**settings, **where}), device=CPU, rank=world_size - 1, world_size=world_size)
+        for where in ({"dataset": "wds/digits", "data_dir": str(tmp_path)}, {"dataset": "digits"})
+    ]
+    for ours, theirs in zip(*([*built.train, *built.eval] for built in both), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
