@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
     from utils.distributed import distributed
-    from utils.runlog import claimed, run_folder, setup_logging
+    from utils.runlog import claimed, resumes_in_place, run_folder, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         folder = run_folder(cfg)
         if not process.is_main:
             return train(cfg, process, folder)
-        with claimed(folder, resumes_in_place=bool(cfg.resume)):
+        with claimed(folder, keep=resumes_in_place(cfg, folder)):
             return train(cfg, process, folder)
 
 

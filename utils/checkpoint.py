@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,11 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
-        raise UserError(f"cannot write checkpoint {path}: {error}; files written before are untouched") from error
+        free = shutil.disk_usage(path.parent).free // 2**20
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot write checkpoint {path} ({free} MiB free there): {reason}; files written before are untouched"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -112,7 +117,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     return checkpoint
 
 
-def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 10) -> str:
+def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 5) -> str:
     """What differs in keys and shapes, in a few lines; empty when nothing does."""
     shapes = [
         f"{key}: {list(found[key].shape)} in the file, {list(value.shape)} in the model"
@@ -128,7 +133,7 @@ def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
     for title, keys in groups:
         if keys:
             more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
-            lines.append(f"  {len(keys)} {title}: {', '.join(keys[:limit])}{more}")
+            lines.append(f"  {len(keys)} {title}: {'; '.join(keys[:limit])}{more}")
     return "\n".join(lines)
 
 

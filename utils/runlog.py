@@ -59,20 +59,28 @@ def run_folder(cfg: Config) -> Path:
     """
     if cfg.resume == "auto" and not cfg.experiment:
         raise UserError("resume: auto looks in the run's folder; name it with --experiment")
-    if cfg.resume not in ("", "auto") and not (cfg.experiment or cfg.output):
+    goes_on = cfg.resume not in ("", "auto") and not cfg.no_resume_opt
+    if goes_on and not (cfg.experiment or cfg.output):
         return Path(cfg.resume).parent
     name = cfg.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model}-{cfg.dataset.replace('/', '_')}"
     return Path(cfg.output or DEFAULT_OUTPUT) / name
 
 
+def resumes_in_place(cfg: Config, folder: Path) -> bool:
+    """Whether the run goes on in its folder, instead of beginning in an empty one."""
+    if cfg.resume == "auto":
+        return True
+    return bool(cfg.resume) and not cfg.no_resume_opt and Path(cfg.resume).parent.resolve() == folder.resolve()
+
+
 @contextlib.contextmanager
-def claimed(folder: Path, resumes_in_place: bool) -> Iterator[None]:
-    """Hold `folder` for this run. What an earlier run of that name left is renamed, never overwritten.
+def claimed(folder: Path, keep: bool) -> Iterator[None]:
+    """Hold `folder` for this run. Unless it is to `keep` what lies there, an earlier run of that name is renamed.
 
     Raises:
         UserError: another live run writes to it, or it cannot be written.
     """
-    if not resumes_in_place and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if not keep and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         with _locked(folder):
             aside = _free_name(folder)
             folder.rename(aside)

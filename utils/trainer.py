@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,17 +20,17 @@ from utils.build import build_model, parameter_count, prepare_for_training, with
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
 from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
-from utils.errors import NonFiniteError, Stopped, UserError
+from utils.errors import NonFiniteError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
 from utils.loaders import Batch, build_loaders
 from utils.losses import make_train_loss
 from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate
 from utils.precision import Precision
+from utils.recovery import Recovery
 from utils.reproduce import seed_step, set_deterministic
 from utils.run_state import RunState
 from utils.runlog import Progress, RunLog, clock, logger, peak_memory
-from utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from utils.settings import Config
@@ -78,7 +77,8 @@ class Trainer:
             ema = ModelEmaV3(model, decay=cfg.model_ema_decay, device=device)
         self.state = RunState(model, optimizer, schedule, Precision(cfg, process.device), ema)
         self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
-        self.start_epoch, self.tally = self._resume() if cfg.resume else (0, None)
+        self.recovery = Recovery(cfg, process, self.state, self.store)
+        self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
         if cfg.start_epoch is not None:
             self.start_epoch, self.tally = cfg.start_epoch, None
             if schedule is not None:
@@ -95,36 +95,6 @@ class Trainer:
             return model
         ids = [self.process.device.index] if self.process.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
-
-    def _resume(self) -> tuple[int, Tally | None]:
-        """Load the checkpoint; the epoch to go on with, and what was summed up in it already."""
-        cfg = self.cfg
-        path = self.store.newest() if cfg.resume == "auto" else Path(cfg.resume)
-        if path is None:
-            logger.info(f"resume: no checkpoint in {self.folder} yet, starting anew")
-            return 0, None
-        if cfg.no_resume_opt:
-            self.state.restore_weights(path)
-            logger.info(f"weights of {path}, without optimizer and epoch")
-            return 0, None
-        content = self.state.restore(path, cfg)
-        self.store.resume(content)
-        if self.process.is_main and path.parent.resolve() == self.folder.resolve():
-            self.store.tidy(content)
-        epoch, progress = int(content["epoch"]), content.get("progress")
-        if progress is None:
-            logger.info(f"resumed {path} after epoch {epoch + 1}")
-            return epoch + 1, None
-        processes = len(progress["loss_sums"])
-        if processes != self.process.world_size:
-            raise UserError(
-                f"checkpoint {path} was written in the middle of an epoch by {processes} process(es), whose shares of "
-                f"the data {self.process.world_size} cannot take over; resume with {processes}, or from {LAST}"
-            )
-        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress['steps']} of {self.steps}")
-        rank = self.process.rank
-        loss_sum, samples = progress["loss_sums"][rank], int(progress["samples"][rank])
-        return epoch, Tally(self.process.device, int(progress["steps"]), loss_sum, samples)
 
     def describe(self) -> None:
         """Log what is about to run."""
@@ -150,10 +120,10 @@ class Trainer:
             logger.info(f"epochs {self.start_epoch + 1} to {self.num_epochs}; files in {self.folder}")
         if self.start_epoch == 0 and self.tally is None:
             # So that there is a good state on disk from the first step on.
-            self._save_recovery(0, Tally(self.process.device))
+            self.recovery.save(0, Tally(self.process.device))
         self._started = time.perf_counter()
         try:
-            with StopRequest() as self.stop:
+            with self.recovery.stop:
                 yield
         except NonFiniteError as error:
             good = next((p for p in (self.folder / RECOVERY, self.folder / LAST) if p.exists()), None)
@@ -179,7 +149,7 @@ class Trainer:
                 progress.step(tally.steps, tally.mean_loss)
                 # The last step is not saved here: the evaluation begins with one state in all processes.
                 if tally.steps < self.steps and tally.steps % self.cfg.grad_accum_steps == 0:
-                    self._stop_or_save(epoch, tally)
+                    self.recovery.between_steps(epoch, tally)
 
             batches = self._saving_first(self.loaders.train) if self._saves_images else self.loaders.train
             try:
@@ -220,28 +190,6 @@ class Trainer:
             after_update=None if ema is None else lambda: ema.update(state.model),
         )
 
-    def _stop_or_save(self, epoch: int, tally: Tally) -> None:
-        """Between two steps: stop if a signal asks for it, write a recovery checkpoint if one is due."""
-        stop = self.process.any(self.stop.signal_number is not None)
-        interval = self.cfg.recovery_interval
-        if stop or (interval and tally.steps % interval == 0):
-            self._save_recovery(epoch, tally)
-        if stop:
-            raise self._stopped()
-
-    def _stopped(self) -> Stopped:
-        number = self.stop.signal_number or signal.SIGTERM  # another process got it
-        return Stopped(f"stopped; go on with the same command and --resume {self.store.newest()}", number)
-
-    def _save_recovery(self, epoch: int, tally: Tally) -> None:
-        progress = {
-            "steps": tally.steps,
-            "loss_sums": self.process.gather(float(tally.loss_sum)),
-            "samples": self.process.gather(tally.samples),
-        }
-        if self.process.is_main:
-            self.store.save_recovery(self.state.snapshot(self.cfg), epoch, progress)
-
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
         state, process = self.state, self.process
@@ -259,9 +207,9 @@ class Trainer:
         common = int(min(process.gather(len(self.loaders.eval))))
 
         def on_step(done: int) -> None:
-            if done <= common and process.any(self.stop.signal_number is not None):
-                self._save_recovery(epoch, self._finished)
-                raise self._stopped()
+            if done <= common and self.recovery.must_stop():
+                self.recovery.save(epoch, self._finished)
+                raise self.recovery.stopped()
 
         return {
             name: evaluate(
@@ -301,8 +249,8 @@ class Trainer:
                 f"{judged.loss:.4f}  top-1 {judged.top1:.2f}%  top-5 {judged.top5:.2f}%  "
                 f"{trained.images_per_second:.0f} images/s  {peak_memory(self.process.device)}  {clock(left)} left"
             )
-        if epoch + 1 < self.num_epochs and self.process.any(self.stop.signal_number is not None):
-            raise self._stopped()
+        if epoch + 1 < self.num_epochs and self.recovery.must_stop():
+            raise self.recovery.stopped()
 
     def _extras(self, trained: TrainResult, judged: EvalResult) -> dict[str, float]:
         """What goes to TensorBoard only: speeds, and the mean firing rates on a few evaluation samples."""
