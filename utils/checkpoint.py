@@ -45,7 +45,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         free = shutil.disk_usage(path.parent).free // 2**20
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot write checkpoint {path} ({free} MiB free there): {reason}; files written before are untouched"
+            f"cannot write checkpoint {path}: {reason} ({free} MiB free there); files written before are untouched"
         ) from error
     finally:
         if temporary is not None:
