@@ -213,7 +213,7 @@ def test_every_difference_in_keys_and_shapes_is_listed_and_nothing_is_loaded(tmp
 
 def test_a_long_difference_is_cut():
     expected = {f"layer{i}": torch.zeros(1) for i in range(30)}
-    assert key_difference(expected, {}).endswith("layer9, and 20 more")
+    assert key_difference(expected, {}).endswith("layer4, and 25 more")
     assert key_difference(expected, expected) == ""
 
 

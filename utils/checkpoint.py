@@ -42,10 +42,11 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
-        free = shutil.disk_usage(path.parent).free // 2**20
         reason = str(error).strip().splitlines()[0]
+        with contextlib.suppress(OSError):  # the folder may be what is missing
+            reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free there)"
         raise UserError(
-            f"cannot write checkpoint {path}: {reason} ({free} MiB free there); files written before are untouched"
+            f"cannot write checkpoint {path}: {reason}; files written before are untouched"
         ) from error
     finally:
         if temporary is not None:
