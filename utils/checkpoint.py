@@ -45,9 +45,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         reason = str(error).strip().splitlines()[0]
         with contextlib.suppress(OSError):  # the folder may be what is missing
             reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free there)"
-        raise UserError(
-            f"cannot write checkpoint {path}: {reason}; files written before are untouched"
-        ) from error
+        raise UserError(f"cannot write checkpoint {path}: {reason}; files written before are untouched") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

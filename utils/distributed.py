@@ -102,6 +102,8 @@ def distributed(cfg: Config) -> Iterator[Process]:
         control = dist.new_group(backend="gloo")
         assert isinstance(control, dist.ProcessGroup)
         yield Process(rank, world_size, device, control)
+        # The process that holds the store must not leave before the others are done with it.
+        dist.barrier(group=control)
     except Stopped:
         # All processes stop together.
         raise

@@ -130,6 +130,16 @@ def _noise_range(noise: list[float] | None) -> float | list[float] | None:
     return noise[0] if len(noise) == 1 else noise
 
 
+def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:
+    """Put the learning rate of `epoch` in force; `metric` is that of the epoch before (plateau)."""
+    if schedule is None:
+        return
+    with warnings.catch_warnings():
+        # timm's plateau schedule hands torch the epoch, which some releases of torch call deprecated.
+        warnings.filterwarnings("ignore", message=".*[Ee]poch.*", category=UserWarning)
+        schedule.step(epoch, metric)
+
+
 def learning_rate(optimizer: Optimizer) -> float:
     """The learning rate in force, averaged over the parameter groups."""
     rates = [group["lr"] for group in optimizer.param_groups]

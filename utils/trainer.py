@@ -25,7 +25,7 @@ from utils.figures import draw_curves
 from utils.firing import FiringRecorder
 from utils.loaders import Batch, build_loaders
 from utils.losses import make_train_loss
-from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate
+from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.precision import Precision
 from utils.recovery import Recovery
 from utils.reproduce import seed_step, set_deterministic
@@ -81,8 +81,7 @@ class Trainer:
         self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
         if cfg.start_epoch is not None:
             self.start_epoch, self.tally = cfg.start_epoch, None
-            if schedule is not None:
-                schedule.step(self.start_epoch)
+            set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -232,8 +231,7 @@ class Trainer:
         lr = learning_rate(self.state.optimizer)
         judged = evaluated.get("ema", evaluated["eval"])
         metric = getattr(judged, self.cfg.eval_metric)
-        if self.state.schedule is not None:
-            self.state.schedule.step(epoch + 1, metric)
+        set_learning_rate(self.state.schedule, epoch + 1, metric)
         if self.process.is_main:
             assert self.log is not None
             row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
