@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -63,11 +64,10 @@ def outcome(folder):
     """Everything that must not depend on interruptions."""
     run = folder / "output/train/run"
     last = read_checkpoint(run / "last.pth.tar")
-    kept = {
-        key: last[key] for key in ("state_dict", "state_dict_ema", "optimizer", "schedule", "history", "best", "metric")
-    }
+    keys = ("state_dict", "state_dict_ema", "optimizer", "history", "best", "metric")
+    kept = {key: last[key] for key in keys} | {"plateau": last.get("plateau")}
     names = sorted(p.name for p in run.glob("*.pth.tar"))
-    texts = [(run / name).read_text() for name in ("summary.csv", "summary.jsonl")]
+    texts = [(run / name).read_bytes() for name in ("summary.csv", "summary.jsonl")]
     return kept, names, texts, read_checkpoint(run / "model_best.pth.tar")["state_dict"]
 
 
@@ -86,37 +86,60 @@ def assert_same(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 12), (2, 2, 6)])
-def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
+def two_folders(tmp_path):
     folders = []
     for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "tiny.yml").write_text(TINY)
         folders.append(folder)
-    whole, killed = folders
-    run_whole(whole, world_size)
+    return folders
+
+
+@pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 12), (2, 2, 10)])
+def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
+    whole, killed = two_folders(tmp_path)
+    run_whole(whole, world_size, "--epochs", "5")
 
     draw = random.Random(seed)
-    died = 0
-    while died < kills:
-        # Loader processes must make no difference.
-        argv = arguments("-j", "2" if died % 5 == 2 else "0")
+    for kill in range(kills):
+        # Loader processes must make no difference, nor which process dies.
+        argv = arguments("--epochs", "5", "-j", "2" if kill % 6 == 2 else "0")
         environments = processes.ranks(world_size) if world_size > 1 else [{}]
-        events = draw.randint(1, 12)
-        first = processes.start(processes.train_until, argv, events, env=environments[0], cwd=killed)
-        others = [processes.start(processes.train, argv, env=env, cwd=killed) for env in environments[1:]]
-        (code,) = processes.finish(first)
-        for other in others:
-            other.kill()
-        processes.finish(*others)
-        if code == 0:
-            break  # the run came to its end before its last kill
+        victim = kill % world_size
+        children = [
+            processes.start(processes.train_until, argv, draw.randint(1, 10), env=env, cwd=killed)
+            if rank == victim
+            else processes.start(processes.train, argv, env=env, cwd=killed)
+            for rank, env in enumerate(environments)
+        ]
+        (code,) = processes.finish(children[victim])
+        for child in children:
+            child.kill()
+        processes.finish(*children)
         assert code == -signal.SIGKILL, (killed / "output.txt").read_text()
-        died += 1
-    print(f"{died} kills survived by {world_size} process(es)")
-    assert died >= min(kills, 6)
-    run_whole(killed, world_size)
+    print(f"{kills} kills survived by {world_size} process(es)")
+    run_whole(killed, world_size, "--epochs", "5")
+    assert_same(outcome(whole), outcome(killed))
+
+
+VARIANTS = {
+    "plateau schedule": ["--sched", "plateau", "--patience-epochs", "0", "--decay-rate", "0.5", "--epochs", "4"],
+    "learning rate noise": ["--lr-noise", "0.1", "0.9", "--epochs", "4"],
+    "accumulation across the interval": ["--grad-accum-steps", "3", "-b", "120", "--recovery-interval", "2"],
+    "mixup that ends": ["--mixup-off-epoch", "1", "--epochs", "3"],
+    "lamb, random erasing": ["--opt", "lamb", "--reprob", "0.5"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_run_goes_on_to_the_bit(tmp_path, name):
+    whole, killed = two_folders(tmp_path)
+    run_whole(whole, 1, *VARIANTS[name])
+    for events in (13, 21):
+        child = processes.start(processes.train_until, arguments(*VARIANTS[name]), events, cwd=killed)
+        assert processes.finish(child) == [-signal.SIGKILL], (killed / "output.txt").read_text()
+    run_whole(killed, 1, *VARIANTS[name])
     assert_same(outcome(whole), outcome(killed))
 
 
@@ -141,14 +164,34 @@ def test_a_signal_ends_the_run_in_good_order(folder, number, status):
 
 def test_a_torn_checkpoint_is_named_and_an_older_one_taken(folder):
     run_whole(folder)
-    last = folder / "output/train/run/last.pth.tar"
+    run = folder / "output/train/run"
+    last = run / "last.pth.tar"
     content = last.read_bytes()
+    good = {path.name for path in run.glob("checkpoint-*")}
     last.unlink()  # it shares its bytes with the history
     last.write_bytes(content[: len(content) // 2])
-    run_whole(folder)
+    run_whole(folder, 1, "--epochs", "3")
     text = (folder / "output.txt").read_text()
     assert "last.pth.tar is torn or no PyTorch file" in text
     assert "going on from an older one" in text
+    for path in run.glob("*.pth.tar"):
+        read_checkpoint(path)  # nothing that was whole was given the torn bytes
+    assert good
+
+
+def test_an_older_checkpoint_of_a_run_cannot_overwrite_the_later_ones(folder):
+    run_whole(folder)
+    older = min((folder / "output/train/run").glob("checkpoint-*"))
+    before = {path: path.read_bytes() for path in older.parent.glob("*.pth.tar")}
+    argv = ["-c", "tiny.yml", "--resume", str(older), "-j", "0"]
+    if read_checkpoint(older)["epoch"] == 2:
+        pytest.skip("the only older checkpoint is the last")
+    assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [2]
+    assert "its folder holds later work (last.pth.tar)" in (folder / "output.txt").read_text()
+    assert {path: path.read_bytes() for path in older.parent.glob("*.pth.tar")} == before
+    branch = processes.start(processes.train, [*argv, "--experiment", "branch"], cwd=folder)
+    assert processes.finish(branch) == [0], (folder / "output.txt").read_text()
+    assert (folder / "output/train/branch/model_best.pth.tar").exists()
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder):
@@ -176,9 +219,28 @@ def test_a_changed_setting_is_named_on_resume(folder):
     run_whole(folder)
     run_whole(folder, 1, "--epochs", "3", "--lr", "1e-3")
     text = (folder / "output.txt").read_text()
-    assert "settings differ from those in output/train/run/last.pth.tar" in text
+    assert "going on with settings that differ from those in output/train/run/last.pth.tar" in text
     assert "lr was 0.005 and is 0.001" in text
     assert "epochs was 2 and is 3" in text
+    # The new ones apply: epoch 3 of 3 of a cosine from 1e-3, then the cool-down at min_lr.
+    lines = [json.loads(line) for line in (folder / "output/train/run/summary.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert lines[3]["lr"] == pytest.approx(1e-5)
+
+
+def test_another_optimizer_is_refused_on_resume(folder):
+    run_whole(folder)
+    child = processes.start(processes.train, arguments("--opt", "sgd"), cwd=folder)
+    assert processes.finish(child) == [2]
+    assert "its optimizer is 'adamw', opt is 'sgd'" in (folder / "output.txt").read_text()
+
+
+def test_a_run_cannot_begin_where_its_first_weights_lie(folder):
+    run_whole(folder)
+    argv = ["-c", "tiny.yml", "--experiment", "run", "--initial-checkpoint", "output/train/run/last.pth.tar"]
+    assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [2]
+    assert "choose another --experiment" in (folder / "output.txt").read_text()
+    assert (folder / "output/train/run/last.pth.tar").exists()
 
 
 def test_recovery_by_another_number_of_processes_is_refused(folder):

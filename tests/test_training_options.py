@@ -71,9 +71,6 @@ OPTIONS = {
     "clipping by value": ["--clip-grad", "0.01", "--clip-mode", "value"],
     "adaptive clipping": ["--clip-grad", "0.01", "--clip-mode", "agc"],
     "lamb": ["--opt", "lamb"],
-    "learning rate noise": ["--lr-noise", "0.1", "0.9"],
-    "step schedule": ["--sched", "step", "--decay-epochs", "1"],
-    "plateau schedule": ["--sched", "plateau"],
     "loss as metric": ["--eval-metric", "loss"],
     "average on the host": ["--model-ema-force-cpu"],
     "BatchNorm momentum": ["--bn-momentum", "0.2", "--bn-eps", "1e-3"],
@@ -84,13 +81,70 @@ OPTIONS = {
 }
 
 
+# These change where or how fast something is computed, or what is kept, not what is learned.
+SAME_WEIGHTS = {"pinned memory", "several epochs' loader", "loss as metric", "average on the host"}
+
+
+@pytest.fixture(scope="module")
+def plain_weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "tiny.yml").write_text(TINY)
+    run(folder)
+    return weights(folder)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_option_trains(folder, name):
+def test_option_trains_and_has_its_effect(folder, name, plain_weights):
     text = run(folder, *OPTIONS[name])
     assert "warning" not in text
     (row,) = summary(folder)
     assert all(value == value and abs(value) != float("inf") for value in row.values())
-    assert all(bool(torch.isfinite(w).all()) for w in weights(folder).values())
+    learned = weights(folder)
+    assert all(bool(torch.isfinite(w).all()) for w in learned.values())
+    same = all(torch.equal(learned[key], w) for key, w in plain_weights.items())
+    assert same == (name in SAME_WEIGHTS)
+
+
+SCHEDULES = {
+    "noise": ["--lr-noise", "0.1", "0.9"],
+    "step": ["--sched", "step", "--decay-epochs", "1"],
+    "plateau": ["--sched", "plateau", "--patience-epochs", "0", "--eval-metric", "loss"],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_sets_other_learning_rates_than_the_cosine(folder, name):
+    text = run(folder, *SCHEDULES[name], "--epochs", "3")
+    assert "warning" not in text
+    rates = [row["lr"] for row in summary(folder)]
+    cosine = [0.005, 0.0037525, 0.0012575]  # from 5e-3 to 1e-5 over three epochs
+    assert len(rates) == 3
+    assert rates != pytest.approx(cosine)
+
+
+def test_split_statistics_are_those_of_each_copy():
+    """The first copy is N(0, 1), the second N(10, 1), at every time step."""
+    from utils.split_batchnorm import convert_split_batchnorm
+
+    T, S, B = 4, 2, 8
+    bn = convert_split_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(3, momentum=1.0)), S, T)
+    torch.manual_seed(0)
+    x = torch.randn(T, S, B, 3, 5, 5)
+    x[:, 1] += 10
+    y = bn(x.flatten(0, 2))
+    assert float(bn[0].running_mean.abs().max()) < 0.5
+    assert float((bn[0].aux_bn[0].running_mean - 10).abs().max()) < 0.5
+    # Each copy is normalised by its own statistics, and comes back in its place.
+    expected = torch.stack([torch.nn.functional.batch_norm(x[:, s].flatten(0, 1), None, None, training=True)
+                            .unflatten(0, (T, B)) for s in range(S)], dim=1)  # fmt: skip
+    torch.testing.assert_close(y.unflatten(0, (T, S, B)), expected)
+
+
+def test_a_split_checkpoint_is_evaluated(folder):
+    run(folder, *OPTIONS["split BatchNorm"])
+    argv = ["-c", "output/train/run/args.yaml", "--resume", "output/train/run/last.pth.tar", "-j", "0"]
+    child = processes.start(processes.firing_num, argv, cwd=folder)
+    assert processes.finish(child) == [0], (folder / "output.txt").read_text()
 
 
 def test_mixup_ends_at_its_epoch(folder):
@@ -103,14 +157,38 @@ def test_mixup_ends_at_its_epoch(folder):
     assert mixed[1]["train_loss"] != ends[1]["train_loss"]
 
 
-def test_accumulated_batches_train_like_one_large_batch(folder):
-    """Without BatchNorm's dependence on the batch the gradients are equal; with it they are close."""
-    run(folder, *NO_MIX, "-b", "240", experiment="large")
-    run(folder, *NO_MIX, "-b", "80", "--grad-accum-steps", "3", experiment="accumulated")
-    large, small = summary(folder, "large")[0], summary(folder, "accumulated")[0]
-    assert small["train_loss"] == pytest.approx(large["train_loss"], rel=0.05)
-    text = (folder / "output.txt").read_text()
-    assert text.count("global batch 240") == 2
+class Linear(torch.nn.Module):
+    """A model without BatchNorm, whose gradients therefore add up exactly."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = torch.nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)), None
+
+
+def test_accumulated_batches_train_like_one_large_batch():
+    from utils.distributed import Process
+    from utils.engine import TrainStep, train_one_epoch
+    from utils.precision import Precision
+    from utils.settings import Config
+
+    torch.manual_seed(0)
+    x, y = torch.randn(28, 5, 1, 1, dtype=torch.float64), torch.arange(28) % 3
+    weights = []
+    for size, accumulate in ((12, 1), (4, 3), (4, 1)):
+        # 28 samples: the last group is smaller, as at the end of an epoch.
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        model = Linear()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        precision = Precision(Config(), torch.device("cpu"))
+        step = TrainStep(model, torch.nn.CrossEntropyLoss(), optimizer, precision, accumulate=accumulate)
+        train_one_epoch(step, batches, len(batches), Process(0, 1, torch.device("cpu")))
+        weights.append(model.layer.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(weights[0], weights[2], rtol=1e-3)
 
 
 def test_linear_probing_trains_the_head_only(folder):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.layers import convert_splitbn_model
 from torch import nn
 
 from utils.checkpoint import load_weights
 from utils.dataset_facts import resolve_data
 from utils.errors import UserError, did_you_mean
+from utils.split_batchnorm import convert_split_batchnorm
 from utils.sync_batchnorm import convert_sync_batchnorm
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tup
         for module in frozen:
             module.requires_grad_(False)
     if cfg.split_bn:
-        model = convert_splitbn_model(model, cfg.aug_splits)
+        model = convert_split_batchnorm(model, cfg.aug_splits, cfg.time_steps)
     if cfg.sync_bn and process.world_size > 1:
         model = convert_sync_batchnorm(model, process.device)
     model.to(process.device)

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, read safely, loaded strictly.
 
 A checkpoint is a `torch.save` dictionary: `state_dict`, `epoch`, and where they exist `state_dict_ema`, `optimizer`,
-`schedule`, `amp_scaler`, `metric`, `history`, `best`, `config`, `versions`, `git_commit`; one from within an epoch also
+`plateau`, `amp_scaler`, `metric`, `history`, `best`, `config`, `versions`, `git_commit`; one from within an epoch also
 has `progress`. Published files have the same `state_dict`, with or without a `module.` prefix, or are the bare state
 dict.
 """
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+_SPLIT = ".aux_bn."
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -107,6 +109,9 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     """
     checkpoint = read_checkpoint(path)
     weights = weights_in(checkpoint, path, use_ema)
+    if not any(_SPLIT in key for key in model.state_dict()):
+        # Split BatchNorm's further statistics are for training on augmented copies only.
+        weights = {key: value for key, value in weights.items() if _SPLIT not in key}
     if difference := key_difference(model.state_dict(), weights):
         raise UserError(
             f"checkpoint {path} does not fit the model:\n{difference}\n"

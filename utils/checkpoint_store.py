@@ -69,6 +69,19 @@ class CheckpointStore:
     def _with_record(self, state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         return {**state, "epoch": epoch, "history": self.history, "best": self.best}
 
+    def refuse_branching(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Going on from an older checkpoint of the folder would destroy the later ones.
+
+        Raises:
+            UserError: the folder holds one that is further on.
+        """
+        newest = self.newest()
+        if newest is not None and _position(read_checkpoint(newest)) > _position(content):
+            raise UserError(
+                f"checkpoint {path}: its folder holds later work ({newest.name}), which going on from here would "
+                "overwrite; resume from that, or branch off into another folder with --experiment"
+            )
+
     def newest(self) -> Path | None:
         """The file that a run continues from: the one furthest on, passing over torn ones with a warning.
 
@@ -106,11 +119,11 @@ class CheckpointStore:
         best = content.get("best")
         self.best = (float(best[0]), int(best[1])) if best else None
 
-    def tidy(self, content: Mapping[str, Any]) -> None:
-        """Complete what a killed process left undone after writing the checkpoint `content`, and remove its scraps."""
+    def tidy(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Complete what a killed process left undone after writing `content` to `path`, and remove its scraps."""
         for scrap in self.folder.glob(".*.pth.tar.*"):
             scrap.unlink()
-        if "progress" not in content and (self.folder / LAST).exists():
+        if path.name == LAST:
             self._settle(int(content["epoch"]))
 
     def _settle(self, epoch: int) -> None:

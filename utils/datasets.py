@@ -24,7 +24,7 @@ from utils.transforms import eval_transform, train_transform
 if TYPE_CHECKING:
     from utils.settings import Config
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("sdt.data")  # a child of the run's log
 
 # Found from any current directory.
 DIGITS_FOLDER = Path(__file__).resolve().parent.parent / "data" / "digits"

@@ -68,6 +68,20 @@ class Process:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
         return bool(raised)
 
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+    def broadcast_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process rank 0's running statistics of `module`, on whatever device they are."""
+        if self.world_size == 1:
+            return
+        for buffer in module.buffers():
+            value = buffer.detach().cpu()
+            dist.broadcast(value, src=0, group=self.control)
+            buffer.copy_(value)
+
     def gather(self, value: float) -> list[float]:
         """The value of each process, by rank, in every process."""
         if self.world_size == 1:
@@ -95,7 +109,13 @@ def distributed(cfg: Config) -> Iterator[Process]:
     if place.world_size == 1:
         yield Process(0, 1, device)
         return
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the {place.world_size} processes of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the "
+            f"environment: {str(error).splitlines()[0]}; start them with torchrun, or unset RANK and WORLD_SIZE"
+        ) from error
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
     try:
@@ -199,6 +219,7 @@ def choose_device(name: str, place: Place) -> torch.device:
     if max(place.local_world_size, place.local_rank + 1) > gpus:
         raise UserError(
             f"{place.local_world_size} processes on this node, but torch sees {gpus} GPU(s), and two processes on one "
-            "are refused; start fewer, or use --device cpu"
+            "are refused; start fewer, or use --device cpu. (A launcher that shows each process one GPU of its own, as "
+            "SLURM's --gpus-per-task does, must show all of the node's GPUs to each: --gpus-per-node.)"
         )
     return torch.device("cuda", place.local_rank)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -90,14 +90,14 @@ class TrainStep:
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
     after_update: Callable[[], None] | None = None
+    _earlier: Callable[[], bool] | None = field(default=None, init=False)
 
     def run(self, x: Tensor, y: Tensor, step: int, last_step: int) -> Tensor:
         """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
 
         Raises:
             NonFiniteError: with the step and the first module whose output is not finite, before the update.
-                Gradients are watched too, unless loss scaling already skips such updates: a spiking neuron answers
-                NaN with silence, so that the loss alone may stay finite while the weights are lost.
+                Gradients are watched too, unless loss scaling already skips such updates.
         """
         if self.seed is not None:
             self.seed(step)
@@ -121,16 +121,35 @@ class TrainStep:
                 "the weights were not updated"
             )
         if updates:
-            if not self.precision.scaler.is_enabled() and (bad := _nonfinite_gradient(self.model)):
-                raise NonFiniteError(
-                    f"the gradient of {bad} is not finite in step {step}, while the loss is; "
-                    f"{_first_nonfinite_module(self.model, x, self.precision) or 'it overflows on the way back'}; "
-                    "the weights were not updated"
-                )
+            if not self.precision.scaler.is_enabled():
+                self._check_gradients(x, step)
             self.precision.update(self.optimizer, self.model)
             if self.after_update is not None:
                 self.after_update()
         return loss
+
+    def _check_gradients(self, x: Tensor, step: int) -> None:
+        """A spiking neuron answers NaN with silence, so that only the gradients may show it.
+
+        On CUDA the answer is read one step later: waiting for it would leave the device idle in every step. A
+        state that is not finite is never saved, so what is on disk stays good.
+        """
+        if self._earlier is not None and not self._earlier():
+            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
+        gradients = {name: p.grad for name, p in _unwrapped(self.model).named_parameters() if p.grad is not None}
+        # One fused norm over all of them decides; it overflows only where the update would be worthless as well.
+        is_finite = _read_later(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())))
+        if x.is_cuda:
+            self._earlier = is_finite
+        elif not is_finite():
+            bad = next(
+                (n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together"
+            )
+            raise NonFiniteError(
+                f"the gradient of {bad} is not finite in step {step}, while the loss is; "
+                f"{_first_nonfinite_module(self.model, x, self.precision) or 'it overflows on the way back'}; "
+                "the weights were not updated"
+            )
 
 
 def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -240,18 +259,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     for wrapper in ("module", "_orig_mod"):  # data-parallel training, torch.compile
         model = getattr(model, wrapper, model)
     return model
-
-
-def _nonfinite_gradient(model: nn.Module) -> str:
-    """The first parameter whose gradient is not finite; empty when all are.
-
-    One fused norm over all of them decides (it overflows only where the update would be worthless as well).
-    """
-    gradients = {name: p.grad for name, p in _unwrapped(model).named_parameters() if p.grad is not None}
-    if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
-        return ""
-    single = (name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all()))
-    return next(single, "all parameters together")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -11,6 +12,10 @@ from typing import NoReturn
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
+
+
+# What the user can put right about a disk: full, over quota, read-only, not theirs.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(ValueError):
@@ -57,22 +62,34 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     Of several processes, one speaks.
     """
     script = Path(sys.argv[0]).name
-    is_main = os.environ.get("RANK", "0") == "0"
     try:
         status = main(sys.argv[1:])
     except UserError as error:
-        if is_main or not error.in_every_process:
+        if _speaks() or not error.in_every_process:
             print(f"{script}: error: {error}", file=sys.stderr)
         status = USAGE_ERROR
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{script}: error: {error.strerror}{where}; check the free space and the rights there", file=sys.stderr)
+        status = USAGE_ERROR
     except Stopped as stop:
-        if is_main:
+        if _speaks():
             print(f"{script}: {stop}", file=sys.stderr)
         status = stop.status
     except KeyboardInterrupt:
-        if is_main:
+        if _speaks():
             print(f"{script}: interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _speaks() -> bool:
+    """Whether this process is the first of a launcher's, or the only one."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
 
 
 def _plain(name: str) -> str:

@@ -30,6 +30,7 @@ class Recovery:
         self._process = process
         self._state = state
         self._store = store
+        self._mark = (0, 0)
 
     def resume(self) -> tuple[int, Tally | None]:
         """Load the checkpoint; the epoch to go on with, and what was summed up in it already.
@@ -47,9 +48,13 @@ class Recovery:
             logger.info(f"weights of {path}, without optimizer and epoch")
             return 0, None
         content = self._state.restore(path, cfg)
-        store.resume(content)
-        if self._process.is_main and path.parent.resolve() == store.folder.resolve():
-            store.tidy(content)
+        if path.parent.resolve() == store.folder.resolve():
+            # Elsewhere, the history would name files that are not there.
+            if cfg.resume != "auto":
+                store.refuse_branching(path, content)
+            store.resume(content)
+            if self._process.is_main:
+                store.tidy(path, content)
         epoch, progress = int(content["epoch"]), content.get("progress")
         if progress is None:
             logger.info(f"resumed {path} after epoch {epoch + 1}")
@@ -72,11 +77,18 @@ class Recovery:
             Stopped: after a signal, with what to do next.
         """
         stop = self.must_stop()
-        interval = self._cfg.recovery_interval
-        if stop or (interval and tally.steps % interval == 0):
+        if stop or self._is_due(epoch, tally.steps):
             self.save(epoch, tally)
         if stop:
             raise self.stopped()
+
+    def _is_due(self, epoch: int, steps: int) -> bool:
+        """Whether a multiple of `recovery_interval` was reached since the last time (steps may come in groups)."""
+        interval = self._cfg.recovery_interval
+        mark = (epoch, steps // interval) if interval else self._mark
+        due = mark > self._mark and mark[1] > 0
+        self._mark = max(mark, self._mark)
+        return due
 
     def must_stop(self) -> bool:
         """Whether any process got a signal; all get the same answer."""
@@ -96,3 +108,5 @@ class Recovery:
         }
         if self._process.is_main:
             self._store.save_recovery(self._state.snapshot(self._cfg), epoch, progress)
+        # A process that ended now would make the launcher end the one that writes.
+        self._process.wait_for_all()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.scheduler.plateau_lr import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from utils.checkpoint import key_difference, read_checkpoint, weights_in
 from utils.errors import NonFiniteError, UserError
+from utils.optim import set_learning_rate
 from utils.precision import Precision
 from utils.reproduce import git_commit, versions
 from utils.runlog import logger
@@ -39,6 +41,9 @@ class RunState:
     precision: Precision
     ema: ModelEmaV3 | None
 
+    def __post_init__(self) -> None:
+        self._first_rates = [group["lr"] for group in self.optimizer.param_groups]
+
     def snapshot(self, cfg: Config) -> dict[str, Any]:
         """All of it as tensors and plain data, with the configuration and versions that it belongs to.
 
@@ -59,8 +64,9 @@ class RunState:
         }
         if self.ema is not None:
             state["state_dict_ema"] = self.ema.module.state_dict()
-        if self.schedule is not None:
-            state["schedule"] = self.schedule.state_dict()
+        if isinstance(self.schedule, PlateauLRScheduler):
+            past = self.schedule.lr_scheduler.state_dict()
+            state["plateau"] = {"past": past, "restore_lr": self.schedule.restore_lr}
         return state
 
     def restore_weights(self, path: Path) -> dict[str, Any]:
@@ -98,19 +104,49 @@ class RunState:
                 f"checkpoint {path} holds weights only, no optimizer and epoch to go on with; add --no-resume-opt, "
                 "or start from it with --initial-checkpoint"
             )
-        if differences := _differences(content.get("config") or {}, cfg):
-            logger.warning(f"warning: settings differ from those in {path}: {'; '.join(differences)}")
+        then = content.get("config") or {}
+        if then.get("opt", cfg.opt) != cfg.opt:
+            raise UserError(
+                f"checkpoint {path}: its optimizer is {then['opt']!r}, opt is {cfg.opt!r}; resume with the same, or "
+                "add --no-resume-opt"
+            )
+        if differences := _differences(then, cfg):
+            logger.warning(
+                f"warning: going on with settings that differ from those in {path}: {'; '.join(differences)}"
+            )
+        self._restore_optimizer(content["optimizer"], path)
+        self.precision.load_state_dict(content.get("amp_scaler", {}))
+        self._restore_schedule(content)
+        return content
+
+    def _restore_optimizer(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Take over the moments; weight decay, betas and the like are those of the present configuration."""
+        present = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.optimizer.load_state_dict(dict(saved))
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"checkpoint {path}: its optimizer state does not fit opt={cfg.opt!r} ({error}); "
-                "resume with the same optimizer, or add --no-resume-opt"
+                f"checkpoint {path}: its optimizer state does not fit the parameters ({error}); add --no-resume-opt"
             ) from error
-        self.precision.load_state_dict(content.get("amp_scaler", {}))
-        if self.schedule is not None and "schedule" in content:
-            self.schedule.load_state_dict(content["schedule"])
-        return content
+        for group, values in zip(self.optimizer.param_groups, present, strict=True):
+            group.update(values)
+
+    def _restore_schedule(self, content: Mapping[str, Any]) -> None:
+        """Put the learning rate of the epoch to go on with in force.
+
+        A schedule is a function of the epoch and the present configuration. Only the plateau schedule remembers:
+        its past, and with it the learning rate, comes from the checkpoint.
+        """
+        if isinstance(self.schedule, PlateauLRScheduler):
+            if "plateau" in content:
+                self.schedule.lr_scheduler.load_state_dict(content["plateau"]["past"])
+                self.schedule.restore_lr = content["plateau"]["restore_lr"]
+            return
+        epoch = int(content["epoch"]) + (0 if content.get("progress") else 1)
+        for group, first in zip(self.optimizer.param_groups, self._first_rates, strict=True):
+            group["lr"] = first
+        if epoch > 0:
+            set_learning_rate(self.schedule, epoch)
 
 
 def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:

@@ -63,7 +63,12 @@ def run_folder(cfg: Config) -> Path:
     if goes_on and not (cfg.experiment or cfg.output):
         return Path(cfg.resume).parent
     name = cfg.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model}-{cfg.dataset.replace('/', '_')}"
-    return Path(cfg.output or DEFAULT_OUTPUT) / name
+    folder = Path(cfg.output or DEFAULT_OUTPUT) / name
+    for key, path in (("initial_checkpoint", cfg.initial_checkpoint), ("resume", cfg.resume)):
+        is_read = path not in ("", "auto") and not resumes_in_place(cfg, folder)
+        if is_read and folder.resolve() in Path(path).resolve().parents:
+            raise UserError(f"{key}: {path} lies in {folder}, where the new run begins; choose another --experiment")
+    return folder
 
 
 def resumes_in_place(cfg: Config, folder: Path) -> bool:
@@ -150,7 +155,7 @@ class RunLog:
         path = self.folder / SUMMARY
         new = not path.exists() or not path.stat().st_size
         with path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(row)
             writer.writerow(_FLOAT_FORMAT.format(v) if isinstance(v, float) else v for v in row.values())

@@ -48,7 +48,7 @@ class Config:
     output: str = _run("", "folder for runs (empty: output/train)")
     experiment: str = _run("", "name of this run's folder (empty: date, model and sizes)")
     epochs: int = _run(200, "epochs of the schedule, warm-up included, cool-down not", low=1)
-    seed: int = _run(42, "seed of Python, NumPy and PyTorch", low=0)
+    seed: int = _run(42, "seed of Python, NumPy and PyTorch", low=0, high=2**63 - 1)
     deterministic: bool = _run(False, "repeat a run bit for bit, at a cost in speed")
     dry_run: bool = _run(False, "train.py: build everything, time a few steps, say what a run would cost, and stop")
     log_interval: int = _run(100, "steps between two log lines", low=1)
@@ -66,7 +66,7 @@ class Config:
     pooling_stat: str = _model("1111", "which of the four patch-splitting stages halve the image",
                                pattern=("[01]{4}", "four characters, each 0 or 1, in quotes"))
     dvs_mode: bool | None = _model(None, "pooling inside attention (null: on for the cifar10-dvs data sets)")
-    pretrained: bool = _model(False, "start from the released weights of this model name")
+    pretrained: bool = _model(False, "refused: no weights are shipped (load a checkpoint with initial_checkpoint)")
     linear_prob: bool = _model(False, "train the head only")
     torchscript: bool = _model(False, "compile with TorchScript", unavailable="neurons keep a state that cannot be "
                                "scripted, and torch is giving TorchScript up; use --compile")
@@ -178,7 +178,7 @@ class Config:
     bn_momentum: float | None = _norm(None, "momentum of the running statistics (null: 0.1)", low=0, high=1)
     bn_eps: float | None = _norm(None, "epsilon (null: 1e-5)", above=0)
     sync_bn: bool = _norm(False, "statistics over all processes in each step")
-    dist_bn: str = _norm("", "running statistics after an epoch: rank 0's or the mean (empty: each its own)",
+    dist_bn: str = _norm("", "running statistics evaluated and saved: rank 0's, or the mean (empty: rank 0's)",
                          choices=("", "broadcast", "reduce"))
     split_bn: bool = _norm(False, "statistics of their own for each copy of aug_splits")
 

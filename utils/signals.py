@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,9 +11,15 @@ from utils.runlog import logger
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what clusters send before they end a job
 
+_PATIENCE = 5  # seconds
+
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM while entered; a second one interrupts at once."""
+    """Notes the first SIGINT or SIGTERM while entered; a later Ctrl-C interrupts at once.
+
+    Launchers and clusters repeat signals, to a process that is writing its checkpoint: only a second SIGINT, and
+    only after a while, is a person's.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -30,7 +37,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.signal_number is None:
+            self.signal_number = number
+            self._noted = time.monotonic()
+            logger.info(f"{signal.Signals(number).name}: finishing the step (Ctrl-C after {_PATIENCE} s stops at once)")
+        elif number == signal.SIGINT and time.monotonic() - self._noted > _PATIENCE:
             raise KeyboardInterrupt
-        self.signal_number = number
-        logger.info(f"{signal.Signals(number).name}: finishing the step; once more stops at once")

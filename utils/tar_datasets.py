@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.images import decode
 from utils.tar_index import Layout, tar_index
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("sdt.data")  # a child of the run's log
 
 INFO = "_info.json"  # lists the shards of each split, as those of timm's data sets on the Hugging Face hub do
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -24,7 +24,7 @@ from timm.utils import natural_key
 
 from utils.errors import UserError
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("sdt.data")  # a child of the run's log
 
 Layout = Literal["classes", "shards"]  # a folder per class inside the tars, or WebDataset's <key>.<extension>
 SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -20,7 +20,7 @@ from utils.build import build_model, parameter_count, prepare_for_training, with
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
 from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
-from utils.errors import NonFiniteError
+from utils.errors import NonFiniteError, UserError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
 from utils.loaders import Batch, build_loaders
@@ -61,6 +61,11 @@ class Trainer:
         self.folder = folder
         for warning in cfg.warnings:
             logger.warning(f"warning: {warning}")
+        if cfg.deterministic and cfg.event_mode and process.device.type == "cuda":
+            raise UserError(
+                "deterministic: the event mode's 3-D max-pool has no deterministic backward pass on CUDA; leave it "
+                "out, or use --device cpu"
+            )
         set_deterministic(cfg.deterministic)
         seed_step(cfg.seed)  # the same first weights in every process
         model = build_model(cfg)
@@ -197,8 +202,7 @@ class Trainer:
             # What is evaluated is what is saved: rank 0's running statistics, or their mean over the processes.
             distribute_bn(state.model, process.world_size, reduce=self.cfg.dist_bn == "reduce")
         if state.ema is not None:
-            if process.world_size > 1:
-                distribute_bn(state.ema.module, process.world_size, reduce=False)
+            process.broadcast_buffers(state.ema.module)
             models["ema"] = state.ema.module
             if self.cfg.model_ema_force_cpu:
                 models["ema"] = copy.deepcopy(state.ema.module).to(process.device)
