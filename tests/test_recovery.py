@@ -99,16 +99,18 @@ def two_folders(tmp_path):
 @pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 12), (2, 2, 10)])
 def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
     whole, killed = two_folders(tmp_path)
-    run_whole(whole, world_size, "--epochs", "5")
+    # Long enough that no run comes to its end before its last kill.
+    size = ["--epochs", "8", "-b", str(240 // world_size)]
+    run_whole(whole, world_size, *size)
 
     draw = random.Random(seed)
     for kill in range(kills):
         # Loader processes must make no difference, nor which process dies.
-        argv = arguments("--epochs", "5", "-j", "2" if kill % 6 == 2 else "0")
+        argv = arguments(*size, "-j", "2" if kill % 6 == 2 else "0")
         environments = processes.ranks(world_size) if world_size > 1 else [{}]
         victim = kill % world_size
         children = [
-            processes.start(processes.train_until, argv, draw.randint(1, 10), env=env, cwd=killed)
+            processes.start(processes.train_until, argv, draw.randint(1, 8), env=env, cwd=killed)
             if rank == victim
             else processes.start(processes.train, argv, env=env, cwd=killed)
             for rank, env in enumerate(environments)
@@ -119,7 +121,7 @@ def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size,
         processes.finish(*children)
         assert code == -signal.SIGKILL, (killed / "output.txt").read_text()
     print(f"{kills} kills survived by {world_size} process(es)")
-    run_whole(killed, world_size, "--epochs", "5")
+    run_whole(killed, world_size, *size)
     assert_same(outcome(whole), outcome(killed))
 
 

@@ -1,4 +1,4 @@
-"""A training batch as one picture, as the model sees it: cropped, mixed, erased, with the colours put back.
+"""A training batch as one picture, as the loader gives it: before it is mixed, with the colours put back.
 
 Legend: B batch, T time steps, C channels (1 grey, 2 events, 3 RGB), H height, W width.
 """
