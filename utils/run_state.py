@@ -110,6 +110,12 @@ class RunState:
                 f"checkpoint {path}: its optimizer is {then['opt']!r}, opt is {cfg.opt!r}; resume with the same, or "
                 "add --no-resume-opt"
             )
+        if then.get("split_hash") and cfg.split_hash and then["split_hash"] != cfg.split_hash:
+            # Going on would train on samples that are to be held out.
+            raise UserError(
+                f"split_hash: checkpoint {path} was trained on split {then['split_hash']}, the data give "
+                f"{cfg.split_hash}; set event_split as it was and restore the files, or add --no-resume-opt"
+            )
         if differences := _differences(then, cfg):
             logger.warning(
                 f"warning: going on with settings that differ from those in {path}: {'; '.join(differences)}"
