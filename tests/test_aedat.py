@@ -49,7 +49,9 @@ def test_aedat_3_gives_what_was_written_and_what_spikingjelly_reads(recording) -
 @pytest.mark.parametrize("cut", [1, 4, 7])
 def test_a_truncated_aedat_2_is_refused(recording, cut) -> None:
     recording.write_bytes(aedat2(some_events(5))[:-cut])
-    with pytest.raises(UserError, match=r"recording.aedat is damaged: \d+ bytes of events are no multiple of 8; delete"):
+    with pytest.raises(
+        UserError, match=r"recording.aedat is damaged: \d+ bytes of events are no multiple of 8; delete"
+    ):
         read_cifar10_dvs(recording)
 
 

@@ -48,12 +48,16 @@ def test_another_split_than_expected_is_refused() -> None:
     split = split_by_name(tree(20), CLASSES, "first90")
     check_hash(split, None, "data")
     check_hash(split, split.hash, "data")
-    with pytest.raises(UserError, match=rf"split_hash: 0123 is another split than that of data, {split.hash} \(36 \+ 4"):
+    with pytest.raises(
+        UserError, match=rf"split_hash: 0123 is another split than that of data, {split.hash} \(36 \+ 4"
+    ):
         check_hash(split, "0123", "data")
 
 
 def test_folders_of_the_set_are_its_split() -> None:
-    samples = {f"{part}/{name}": [f"{i}.npz" for i in range(n)] for part, n in (("train", 3), ("test", 1)) for name in CLASSES}
+    samples = {
+        f"{part}/{name}": [f"{i}.npz" for i in range(n)] for part, n in (("train", 3), ("test", 1)) for name in CLASSES
+    }
     split = split_by_folder(samples, CLASSES)
     assert names(split.test) == ["test/cat/0.npz", "test/dog/0.npz"]
     assert [sample.label for sample in split.train] == [0, 0, 0, 1, 1, 1]

@@ -90,7 +90,8 @@ def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """The arrays `keys` of an npz; pickled objects are never loaded."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {key: content[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -166,7 +167,7 @@ def run_jobs(function: Callable[..., None], jobs: list[tuple[Any, ...]], title: 
     with progress_bar(len(jobs), title, "file") as bar:
         for done, job in enumerate(jobs):
             spent = time.perf_counter() - started
-            if workers > 1 and spent > _TRIAL and spent / done * (len(jobs) - done) > _WORTH_PROCESSES:
+            if workers > 1 and done and spent > _TRIAL and spent / done * (len(jobs) - done) > _WORTH_PROCESSES:
                 _run_parallel(function, jobs[done:], workers, bar)
                 return
             function(*job)
