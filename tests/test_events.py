@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_labels_come_from_names_not_from_files(root, monkeypatch) -> None:
     monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("a sample was opened"))
     train, _ = build_datasets(config(root))
     assert [sample.label for sample in train.samples] == [label for label in range(10) for _ in range(9)]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_training_set_can_be_sent_to_spawned_workers(root, drop) -> None:
+    every = dict(event_hflip=0.5, event_roll=5, event_rotate=10.0, event_shear=0.2, dvs_aug=True, dvs_trival_aug=True)
+    train = build_dataset(config(root, event_drop=drop, **every), training=True)
+    again = pickle.loads(pickle.dumps(train))
+    for data in (train, again):
+        torch.manual_seed(0)
+        data.first = data[0][0]
+    assert torch.equal(train.first, again.first)
 
 
 def test_bytes_on_the_wire_give_the_same_batches(root) -> None:

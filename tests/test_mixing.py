@@ -84,6 +84,19 @@ def test_event_mix_beside_mixup_is_refused() -> None:
         config(event_mix=1.0, mixup=0.5)
 
 
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ({"reprob": 0.5}, "reprob 0.5 .*use event_cutout"),
+        ({"aug_splits": 2}, "aug_splits 2 does not fit the event data of digits-dvs"),
+        ({"train_split_path": "list.txt"}, "use event_split"),
+    ],
+)
+def test_image_settings_that_would_break_event_data_are_refused(setting, remedy) -> None:
+    with pytest.raises(UserError, match=remedy):
+        config(**setting)
+
+
 def test_event_settings_on_images_warn() -> None:
     cfg = config_from({"dataset": "digits", "dvs_aug": True, "event_mix": 0.5})
     assert [line.split(":")[1].split()[0] for line in cfg.warnings] == ["dvs_aug", "event_mix"]

@@ -156,6 +156,17 @@ def _events(cfg: Config) -> Iterator[Finding]:
             ("event_mix", "mixup", "cutmix", "cutmix_minmax"),
             f"event_mix {cfg.event_mix:g} cannot be combined with mixup or cutmix; set one side to 0",
         )
+    if cfg.dataset not in EVENT_DATASETS:
+        return
+    instead = {
+        "aug_splits": "leave it out",
+        "reprob": "it would erase another place in each frame; use event_cutout",
+        "train_split_path": "it lists images; use event_split",
+    }
+    for name, remedy in instead.items():
+        if getattr(cfg, name):
+            value = shown(getattr(cfg, name))
+            yield Finding((name, "dataset"), f"{name} {value} does not fit the event data of {cfg.dataset}: {remedy}")
 
 
 def _training(cfg: Config) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,11 +97,11 @@ def frame_operations(cfg: Config) -> list[Operation]:
     """The augmentations of frames that the settings ask for, in the order in which they act."""
     hole = cfg.event_cutout or (PUBLISHED_HOLE if cfg.dvs_aug else 0)
     chosen: list[tuple[bool, Operation]] = [
-        (cfg.event_hflip > 0, lambda frames: flip(frames, cfg.event_hflip)),
-        (cfg.event_roll > 0, lambda frames: roll(frames, cfg.event_roll)),
-        (cfg.event_rotate > 0, lambda frames: rotate(frames, cfg.event_rotate)),
-        (cfg.event_shear > 0, lambda frames: shear(frames, cfg.event_shear)),
-        (hole > 0, lambda frames: cutout(frames, hole)),
+        (cfg.event_hflip > 0, partial(flip, probability=cfg.event_hflip)),
+        (cfg.event_roll > 0, partial(roll, most=cfg.event_roll)),
+        (cfg.event_rotate > 0, partial(rotate, most=cfg.event_rotate)),
+        (cfg.event_shear > 0, partial(shear, most=cfg.event_shear)),
+        (hole > 0, partial(cutout, side=hole)),
         (cfg.dvs_trival_aug, trivial),
     ]
     return [] if cfg.no_aug else [operation for wanted, operation in chosen if wanted]

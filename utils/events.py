@@ -16,23 +16,21 @@ from torchvision.transforms import functional as F
 
 from utils import digits_dvs
 from utils.errors import UserError
-from utils.event_augment import Operation, drop_events, frame_operations
+from utils.event_augment import Operation, frame_operations
 from utils.event_files import (
     EVENTS,
     frames_folder,
-    integrate,
     list_samples,
     make_folder,
     make_frames,
     progress_bar,
-    read_events,
-    read_npz,
     spikingjelly_datasets,
     write_events,
 )
+from utils.event_readers import DroppingReader, FramesReader, TetReader
 from utils.event_sources import SOURCES, EventSource, check_complete, event_samples, what_to_do
 from utils.event_splits import Sample, Split, check_hash, split_by_folder, split_by_name
-from utils.event_tet import exact_frames, open_tet, published_frames, read_tet
+from utils.event_tet import open_tet
 
 if TYPE_CHECKING:
     from utils.settings import Config
@@ -44,7 +42,7 @@ DIGITS_FILE = _REPOSITORY / "data" / "digits" / "digits.npz"
 # Found, and made, from any current directory.
 DIGITS_DVS_ROOT = _REPOSITORY / "data" / "digits-dvs"
 # Settings that act on images only.
-_IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa", "aug_splits", "reprob", "aug_repeats")
+_IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
 
 
 class EventDataset:
@@ -111,8 +109,6 @@ def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> 
         UserError: files are missing, damaged or incomplete, or the settings do not fit them.
     """
     _check_split_setting(cfg)
-    if cfg.train_split_path:
-        raise UserError("train_split_path: lists images; event data is split by name, see event_split")
     split, classes, read = (_open_tet if cfg.dataset == "cifar10-dvs-tet" else _open_events)(cfg, training)
     root = events_root(cfg)
     check_hash(split, cfg.split_hash, str(root))
@@ -154,18 +150,8 @@ def _open_tet(cfg: Config, training: bool) -> _Opened:
     root = events_root(cfg)
     if cfg.event_drop and training:
         raise UserError("event_drop: needs events, and .pt files hold frames; use dataset cifar10-dvs")
-    published = cfg.tet_counts == "published"
     side = cfg.input_size[1] if cfg.input_size else cfg.img_size or 64
-
-    def read(sample: Sample) -> Tensor:
-        counts, _ = read_tet(root / sample.path)
-        if counts.shape[-1] != cfg.time_steps:
-            raise UserError(
-                f"time_steps: {cfg.time_steps}, but {root / sample.path} holds {counts.shape[-1]} frames; "
-                f"set time_steps: {counts.shape[-1]}, or use dataset cifar10-dvs, which any T fits"
-            )
-        return published_frames(counts, side) if published else exact_frames(counts)
-
+    read = TetReader(root, cfg.time_steps, side, cfg.tet_counts == "published")
     return open_tet(root), SOURCES["cifar10-dvs"].classes, read
 
 
@@ -189,23 +175,10 @@ def _open_events(cfg: Config, training: bool) -> _Opened:
     else:
         split = split_by_name(samples, source.classes, cfg.event_split or "first90")
 
-    def read_frames(sample: Sample) -> Tensor:
-        frames = read_npz(folder / sample.path, ("frames",))["frames"]
-        if frames.shape != (steps, 2, source.side, source.side):
-            raise UserError(
-                f"{folder / sample.path} holds frames of shape {list(frames.shape)}, expected "
-                f"{[steps, 2, source.side, source.side]}; delete {folder} and start again"
-            )
-        return torch.from_numpy(frames.astype("float32"))
-
-    def integrate_rest(sample: Sample) -> Tensor:
-        path = root / EVENTS / sample.path
-        events = drop_events(read_events(path), source.side, least=steps)
-        return torch.from_numpy(integrate(events, steps, source.side, path).astype("float32"))
-
-    if on_the_fly:
-        spikingjelly_datasets()  # before the workers start, so that they share it
-    return split, source.classes, integrate_rest if on_the_fly else read_frames
+    if not on_the_fly:
+        return split, source.classes, FramesReader(folder, steps, source.side)
+    spikingjelly_datasets()  # before the loader's processes start, so that they share it
+    return split, source.classes, DroppingReader(root / EVENTS, steps, source.side)
 
 
 def make_digits_dvs(root: Path) -> None:

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 # May differ between a run and its continuation without a word.
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
-    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval", "log_wandb"),
+    *(
+        "workers",
+        "pin_mem",
+        "log_interval",
+        "local_rank",
+        "checkpoint_hist",
+        "recovery_interval",
+        "log_wandb",
+        "event_wire",
+    ),
 }
 
 
