@@ -7,7 +7,6 @@ the number of samples per class once all of them were converted.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tarfile
 import zipfile
@@ -24,9 +23,11 @@ from utils.event_files import (
     list_samples,
     make_folder,
     progress_bar,
+    read_json,
     run_jobs,
     spikingjelly_datasets,
     write_events,
+    write_json,
 )
 
 MANIFEST = "prepared.json"
@@ -105,7 +106,7 @@ def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[
             raise UserError(f"class folder {folder / name} holds no samples; {remedy}")
     manifest = root / MANIFEST
     if manifest.is_file():
-        expected = json.loads(manifest.read_text())["samples"]
+        expected = read_json(manifest)["samples"]
         for name, files in samples.items():
             if len(files) != expected.get(name):
                 raise UserError(f"{folder / name} holds {len(files)} of {expected.get(name)} samples; {remedy}")
@@ -145,7 +146,7 @@ def prepare_events(source: EventSource, root: Path) -> dict[str, list[str]]:
     if (root / "download").is_dir():
         # Made from verified archives: these are all samples, whatever their number.
         counts = {folder: len(files) for folder, files in samples.items()}
-        (root / MANIFEST).write_text(json.dumps({"dataset": source.name, "samples": counts}, indent=1) + "\n")
+        write_json(root / MANIFEST, {"dataset": source.name, "samples": counts})
     check_complete(source, root, root / EVENTS, samples)
     return samples
 

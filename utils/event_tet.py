@@ -6,7 +6,6 @@ inside the files; `tet_labels.json` keeps them, so that only the first opening r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,16 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from utils.errors import UserError
-from utils.event_files import EVENTS, integrate, make_folder, progress_bar, read_events, run_jobs
+from utils.event_files import (
+    EVENTS,
+    integrate,
+    make_folder,
+    progress_bar,
+    read_events,
+    read_json,
+    run_jobs,
+    write_json,
+)
 from utils.event_splits import Sample, Split
 
 LABELS = "tet_labels.json"
@@ -66,7 +74,7 @@ def open_tet(root: Path) -> Split:
     """
     counts = {part: _count(root, part) for part in PARTS}
     path = root / LABELS
-    stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    stored: dict[str, Any] = read_json(path) if path.is_file() else {}
     if not stored.get("complete", True):
         raise UserError(f"{root}: a conversion was interrupted; finish it with python -m utils.prepare cifar10-dvs-tet")
     labels = stored.get("labels", {})
@@ -78,7 +86,7 @@ def open_tet(root: Path) -> Split:
                 f"delete {path} and both folders, and run python -m utils.prepare cifar10-dvs-tet again"
             )
         labels = {part: _read_labels(root, part, counts[part]) for part in PARTS}
-        path.write_text(json.dumps({"complete": True, "made": False, "labels": labels}))
+        write_json(path, {"complete": True, "made": False, "labels": labels})
     return Split(*([Sample(f"{part}/{i}.pt", label) for i, label in enumerate(labels[part])] for part in PARTS))
 
 
@@ -115,14 +123,14 @@ def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: i
         "labels": {part: [sample.label for sample in getattr(split, part)] for part in PARTS},
     }
     if path.is_file():
-        if json.loads(path.read_text()) | {"complete": False} != plan:
+        if read_json(path) | {"complete": False} != plan:
             raise UserError(
                 f"{path}: the .pt files there are of another split, T or origin; "
                 f"delete it with the folders train and test to make new ones"
             )
     elif any((root / part).is_dir() and any((root / part).glob("*.pt")) for part in PARTS):
         raise UserError(f"{root} already holds .pt files that were not made here; move train and test away first")
-    path.write_text(json.dumps(plan))
+    write_json(path, plan)
     jobs = []
     for part in PARTS:
         make_folder(root / part)
@@ -131,7 +139,7 @@ def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: i
             if not target.is_file():
                 jobs.append((root / EVENTS / sample.path, target, sample.label, time_steps, side))
     run_jobs(_make_one, jobs, ".pt files")
-    path.write_text(json.dumps(plan | {"complete": True}))
+    write_json(path, plan | {"complete": True})
 
 
 def _make_one(events: Path, target: Path, label: int, time_steps: int, side: int) -> None:
@@ -139,5 +147,8 @@ def _make_one(events: Path, target: Path, label: int, time_steps: int, side: int
     kind = np.uint8 if frames.max() < 256 else np.int32  # torch reads no other unsigned type everywhere
     counts = torch.from_numpy(np.ascontiguousarray(frames.transpose(1, 2, 3, 0)).astype(kind))
     partial = target.with_name(f".{target.name}.partial")
-    torch.save((counts, torch.tensor([label])), partial)
-    partial.replace(target)
+    try:
+        torch.save((counts, torch.tensor([label])), partial)
+        partial.replace(target)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f"{target} cannot be written ({error}); free some space and start again") from error
