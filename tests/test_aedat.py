@@ -31,10 +31,12 @@ def test_aedat_2_gives_what_was_written_and_what_spikingjelly_reads(recording, m
     assert_same(read, events)
     spikingjelly_datasets()
     reader = importlib.import_module("spikingjelly.datasets.cifar10_dvs").CIFAR10DVS
-    # The two parts of NumPy that it needs and that newer or older releases lack.
-    monkeypatch.setattr(np, "fromstring", lambda data, dtype: np.frombuffer(data, dtype))
-    monkeypatch.setattr(np, "bool", bool, raising=False)
-    assert_same(read, reader.load_origin_data(str(recording)))
+    with monkeypatch.context() as patched:
+        # The two parts of NumPy that it needs and that newer or older releases lack.
+        patched.setattr(np, "fromstring", lambda data, dtype: np.frombuffer(data, dtype))
+        patched.setattr(np, "bool", bool, raising=False)
+        theirs = reader.load_origin_data(str(recording))
+    assert_same(read, theirs)
 
 
 def test_aedat_3_gives_what_was_written_and_what_spikingjelly_reads(recording) -> None:
