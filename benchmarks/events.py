@@ -35,9 +35,10 @@ import torch
 from torchvision.transforms import functional as F
 
 from utils.aedat import read_cifar10_dvs, read_gesture
-from utils.event_augment import frame_operations
+from utils.event_augment import drop_events, frame_operations
 from utils.event_files import frames_folder, integrate, list_samples, read_npz, spikingjelly_datasets, write_npz
 from utils.event_splits import split_by_name
+from utils.mixing import EventMix
 from utils.reproduce import versions
 from utils.settings import Config
 
@@ -159,6 +160,13 @@ def augmenting() -> list[dict[str, Any]]:
         (operation,) = frame_operations(Config(dataset="gesture", **{name: value}))  # type: ignore[arg-type]
         a, _ = median_times(lambda run=operation: run(frames), lambda: None, 100)  # type: ignore[misc]
         rows.append({"row": name, "samples_per_second": round(1 / a), "a": a})
+    events = {axis: np.random.RandomState(0).randint(0, SIDE, 20_000) for axis in "xy"}
+    events |= {"t": np.arange(20_000), "p": np.arange(20_000) % 2}
+    a, _ = median_times(lambda: drop_events(events, SIDE, T), lambda: None, 100)
+    rows.append({"row": "event_drop", "samples_per_second": round(1 / a), "a": a})
+    batch, labels, mix = torch.rand(16, T, 2, 64, 64), torch.arange(16) % 10, EventMix(1.0, 10, 0.1)
+    a, _ = median_times(lambda: mix(batch, labels), lambda: None, 5)
+    rows.append({"row": "event_mix", "samples_per_second": round(16 / a), "a": a})
     return rows
 
 

@@ -12,6 +12,7 @@ from recordings import CLASSES, some_events, write_cifar10_dvs, write_gesture
 
 from utils import event_sources
 from utils.errors import UserError
+from utils.event_download import fetch, md5_of
 from utils.event_files import make_frames, read_events, read_npz, spikingjelly_datasets
 from utils.event_sources import SOURCES, event_samples, prepare_events
 
@@ -105,6 +106,35 @@ def test_wrong_and_missing_archives_come_in_one_message(cifar) -> None:
     assert not (cifar / "events_np").exists()
 
 
+def test_missing_archives_are_downloaded_and_nothing_else_is(cifar, monkeypatch) -> None:
+    host = cifar / "host"
+    (cifar / "download").rename(host)
+    resources = [(path.name, path.as_uri(), md5_of(path)) for path in sorted(host.iterdir())]
+    pretend(monkeypatch, CIFAR, resources)
+    assert sum(map(len, prepare_events(CIFAR, cifar, download=True).values())) == 30
+    kept = {path: path.stat().st_mtime_ns for path in (cifar / "download").iterdir()}
+    (cifar / "download" / "cat.zip").write_bytes(b"half")
+    fetch(resources, cifar / "download")
+    changed = [path.name for path, when in kept.items() if path.stat().st_mtime_ns != when]
+    assert changed == ["cat.zip"]
+    assert not list((cifar / "download").glob(".*"))
+
+
+def test_a_host_that_sends_something_else_or_nothing_is_named(tmp_path) -> None:
+    (tmp_path / "page.html").write_text("<html>please log in</html>")
+    url = (tmp_path / "page.html").as_uri()
+    with pytest.raises(UserError, match=rf"{url} sent something else than cat.zip \(MD5 \w+, expected 0123\)"):
+        fetch([("cat.zip", url, "0123")], tmp_path / "download")
+    assert not (tmp_path / "download" / "cat.zip").exists()
+    with pytest.raises(UserError, match=r"nowhere.zip cannot be downloaded to .*; try again, or put cat.zip there"):
+        fetch([("cat.zip", (tmp_path / "nowhere.zip").as_uri(), "0123")], tmp_path / "download")
+
+
+def test_gesture_must_be_downloaded_by_hand(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"gesture cannot be downloaded by a program\. (?s:.*)DvsGesture\.tar\.gz"):
+        prepare_events(GESTURE, tmp_path, download=True)
+
+
 def test_an_interrupted_conversion_is_refused_and_then_finished(cifar, monkeypatch) -> None:
     write, left = event_sources.write_events, iter(range(17))
 
@@ -121,7 +151,7 @@ def test_an_interrupted_conversion_is_refused_and_then_finished(cifar, monkeypat
     assert len(half) == 17
     with pytest.raises(UserError, match=r"class folder .* holds no samples; finish it with python -m utils.prepare"):
         event_samples(CIFAR, cifar)
-    pretend(monkeypatch, CIFAR, [(p.name, "", event_sources._md5(p)) for p in (cifar / "download").iterdir()])
+    pretend(monkeypatch, CIFAR, [(p.name, "", md5_of(p)) for p in (cifar / "download").iterdir()])
     samples = prepare_events(CIFAR, cifar)
     assert sum(map(len, samples.values())) == 30
     assert all(path.stat().st_mtime_ns == when for path, when in half.items()), "what was done is not done again"

@@ -6,7 +6,7 @@ the number of samples per class once all of them were converted.
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import shutil
 import tarfile
 import zipfile
@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
 from utils.errors import UserError
+from utils.event_download import check_archives, fetch
 from utils.event_files import (
     EVENTS,
     is_whole,
@@ -55,11 +56,17 @@ class EventSource:
 
     def archives(self) -> list[tuple[str, str, str]]:
         """Name, address and MD5 of each file to download, as SpikingJelly has them."""
-        module, name = self.reader.split(".")
-        spikingjelly_datasets()
-        reader = getattr(__import__(f"spikingjelly.datasets.{module}", fromlist=[name]), name)
-        found: list[tuple[str, str, str]] = reader.resource_url_md5()
+        found: list[tuple[str, str, str]] = self._reader().resource_url_md5()
         return found
+
+    def downloadable(self) -> bool:
+        """Whether their host lets programs fetch them, as SpikingJelly has it."""
+        return bool(self._reader().downloadable())
+
+    def _reader(self) -> Any:
+        spikingjelly_datasets()  # first, with its warnings silenced
+        module, name = self.reader.split(".")
+        return getattr(importlib.import_module(f"spikingjelly.datasets.{module}"), name)
 
 
 SOURCES = {
@@ -124,8 +131,10 @@ def what_to_do(source: EventSource, root: Path) -> str:
     return "\n".join([*lines, f"  then run: python -m utils.prepare {source.name} --data-dir {root}"])
 
 
-def prepare_events(source: EventSource, root: Path) -> dict[str, list[str]]:
+def prepare_events(source: EventSource, root: Path, *, download: bool = False) -> dict[str, list[str]]:
     """Bring `events_np` to completion from `download/` or `extract/`; returns its samples.
+
+    download: first fetch the archives that are missing, where their host lets programs do so
 
     Raises:
         UserError: an archive is missing or damaged, or a recording is; what was converted so far stays.
@@ -133,10 +142,14 @@ def prepare_events(source: EventSource, root: Path) -> dict[str, list[str]]:
     try:
         return event_samples(source, root)
     except UserError:
-        if not (root / "download").is_dir() and not (root / "extract").is_dir():
+        if not download and not (root / "download").is_dir() and not (root / "extract").is_dir():
             raise
+    if download and not source.downloadable():
+        raise UserError(f"{source.name} cannot be downloaded by a program. {what_to_do(source, root)}")
+    if download:
+        fetch(source.archives(), root / "download")
     if (root / "download").is_dir():
-        check_archives(source, root)
+        check_archives(source.archives(), root / "download")
         for name, _, _ in source.archives():
             extract(root / "download" / name, root / "extract")
     for folder in source.folders:
@@ -149,29 +162,6 @@ def prepare_events(source: EventSource, root: Path) -> dict[str, list[str]]:
         write_json(root / MANIFEST, {"dataset": source.name, "samples": counts})
     check_complete(source, root, root / EVENTS, samples)
     return samples
-
-
-def check_archives(source: EventSource, root: Path) -> None:
-    """UserError that lists every file of `download/` that is missing or has another MD5."""
-    wrong = []
-    for name, url, md5 in source.archives():
-        path = root / "download" / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing: MD5 {md5}, {url}")
-        elif (found := _md5(path)) != md5:
-            wrong.append(f"{name} ({path.stat().st_size:,} bytes) has MD5 {found}, expected {md5}: download it again")
-    if wrong:
-        raise UserError("\n    ".join([f"{root / 'download'}: {len(wrong)} file(s) missing or damaged:", *wrong]))
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    size = path.stat().st_size
-    with path.open("rb") as file, progress_bar(size, f"MD5 {path.name}", "B", unit_scale=True) as bar:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 def extract(archive: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ from utils.event_files import (
     write_events,
 )
 from utils.event_readers import DroppingReader, FramesReader, TetReader
-from utils.event_sources import SOURCES, EventSource, check_complete, event_samples, what_to_do
+from utils.event_sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
 from utils.event_splits import Sample, Split, check_hash, split_by_folder, split_by_name
 from utils.event_tet import open_tet
 
@@ -159,6 +159,8 @@ def _open_events(cfg: Config, training: bool) -> _Opened:
     root, source, steps = events_root(cfg), SOURCES[cfg.dataset], cfg.time_steps
     if cfg.dataset == "digits-dvs":
         make_digits_dvs(root)
+    elif cfg.dataset_download and not (root / EVENTS).is_dir():
+        prepare_events(source, root, download=True)
     folder = root / frames_folder(steps)
     on_the_fly = cfg.event_drop and training and not cfg.no_aug
     if (root / EVENTS).is_dir():

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--split", default="", metavar="NAME", help="cifar10-dvs, -tet: first90 (default) or random:SEED"
     )
+    parser.add_argument("--download", action="store_true", help="fetch missing archives first (cifar10-dvs)")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="draw N evaluation samples")
     parser.add_argument("--output", type=Path, default=Path("output/events"), help="folder of the pictures")
     args = parser.parse_args(argv)
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     if steps < 1 or args.show < 0:
         raise UserError(f"--time-steps {steps}, --show {args.show}: both count from 1")
     # After parsing, so that a wrong option is answered at once: torch takes seconds to import.
-    split, root = prepare(args.dataset, args.data_dir, steps, args.split)
+    split, root = prepare(args.dataset, args.data_dir, steps, args.split, download=args.download)
     print(describe(args.dataset, split, root))
     if args.show:
         for path in show(args.dataset, root, steps, args.show, args.output):
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def prepare(dataset: str, data_dir: Path | None, steps: int, split_name: str) -> tuple[Split, Path]:
+def prepare(
+    dataset: str, data_dir: Path | None, steps: int, split_name: str, *, download: bool = False
+) -> tuple[Split, Path]:
     """Bring all files of `dataset` to completion, up to the frames of `steps` time steps; its split and root.
 
     Raises:
@@ -64,7 +67,7 @@ def prepare(dataset: str, data_dir: Path | None, steps: int, split_name: str) ->
         return open_tet(root), root
     if dataset == "digits-dvs":
         make_digits_dvs(root)
-    samples = prepare_events(source, root)
+    samples = prepare_events(source, root, download=download and dataset != "digits-dvs")
     if source.parts:
         split = split_by_folder(samples, source.classes)
     elif split_name == "tet":
