@@ -334,3 +334,19 @@ def test_stored_frames_use_the_smallest_exact_type(root) -> None:
     build_datasets(config(root))
     path = next((root / f"frames_number_{T}_split_by_number").rglob("*.npz"))
     assert read_npz(path, ("frames",))["frames"].dtype == np.uint8
+
+
+def test_a_run_does_not_go_on_with_another_split(root, tmp_path) -> None:
+    from utils.optim import make_optimizer, make_schedule
+    from utils.precision import Precision
+    from utils.run_state import RunState
+
+    model = torch.nn.Linear(2, 2)
+    trained, now = config(root, split_hash="0123"), config(root, split_hash="4567")
+    optimizer = make_optimizer(trained, model, trained.lr)
+    state = RunState(model, optimizer, make_schedule(trained, optimizer)[0], Precision(trained, CPU), None)
+    path = tmp_path / "last.pth.tar"
+    content = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}
+    torch.save(content | {"config": trained.as_dict()}, path)
+    with pytest.raises(UserError, match=r"split_hash: checkpoint .*/last.pth.tar was trained on split 0123, the data"):
+        state.restore(path, now)
