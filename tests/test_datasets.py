@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils.config import config_from
-from utils.dataset_facts import AVAILABLE, DATASETS, DIGITS, dataset_facts, resolve_data
+from utils.dataset_facts import DATASETS, DIGITS, dataset_facts, resolve_data
 from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
 from utils.settings import Config
@@ -198,10 +198,10 @@ def test_settings_that_contradict_the_data_are_refused(settings: dict[str, Any],
 
 
 @pytest.mark.parametrize("name", ["cifar10-dvs", "cifar10-dvs-tet", "gesture"])
-def test_event_sets_say_that_their_reader_is_missing(name: str) -> None:
+def test_event_sets_without_files_say_which_and_where(name: str, tmp_path: Path) -> None:
     facts = dataset_facts(name)
-    cfg = config_from({"dataset": name, "num_classes": facts.classes, "in_channels": 2, "img_size": facts.image_size})
-    with pytest.raises(UserError, match=f"dataset: '{name}' holds events, .*no reader.*{AVAILABLE[0]}"):
+    cfg = config_from({"dataset": name, "num_classes": facts.classes, "in_channels": 2, "data_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=rf"(?s){tmp_path}.*python -m utils\.prepare {name} --data-dir {tmp_path}"):
         build_datasets(cfg)
 
 

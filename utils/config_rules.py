@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from utils.setting import shown
-from utils.settings import SETTINGS, Config
+from utils.settings import EVENT_DATASETS, SETTINGS, Config
+
+EVENT_DATA = ("event_split", "split_hash", "event_wire", "tet_counts")
+EVENT_AUGMENTATIONS = tuple(name for name, s in SETTINGS.items() if s.rules.group == "Event augmentation")
 
 
 class Finding(NamedTuple):
@@ -18,7 +21,7 @@ class Finding(NamedTuple):
 
 def impossible(cfg: Config) -> Iterator[Finding]:
     """The combinations in `cfg` that cannot work."""
-    for rules in (_unavailable, _model, _pixels, _image, _splits, _mixing, _training):
+    for rules in (_unavailable, _model, _pixels, _image, _splits, _mixing, _events, _training):
         yield from rules(cfg)
 
 
@@ -28,6 +31,11 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         value = getattr(cfg, name)
         if setting.rules.no_effect and value != setting.default:
             yield Finding((name,), f"{name} {shown(value)} has no effect: {setting.rules.no_effect}")
+    if cfg.dataset not in EVENT_DATASETS:
+        for name in (*EVENT_DATA, *EVENT_AUGMENTATIONS):
+            if getattr(cfg, name) != SETTINGS[name].default:
+                message = f"{name} {shown(getattr(cfg, name))} has no effect: dataset {cfg.dataset} holds images"
+                yield Finding((name,), message)
     if cfg.TET_lamb != 0 and not cfg.TET:
         yield Finding(("TET_lamb",), f"TET_lamb {cfg.TET_lamb:g} is ignored without TET; set TET: true to use it")
     if cfg.lr_base is not None and "lr" in cfg.explicit:
@@ -140,6 +148,25 @@ def _mixing(cfg: Config) -> Iterator[Finding]:
             f"bce_target_thresh {cfg.bce_target_thresh:g} needs bce_loss; "
             "set bce_loss to true, or bce_target_thresh to null",
         )
+
+
+def _events(cfg: Config) -> Iterator[Finding]:
+    if cfg.event_mix > 0 and mixes(cfg):
+        yield Finding(
+            ("event_mix", "mixup", "cutmix", "cutmix_minmax"),
+            f"event_mix {cfg.event_mix:g} cannot be combined with mixup or cutmix; set one side to 0",
+        )
+    if cfg.dataset not in EVENT_DATASETS:
+        return
+    instead = {
+        "aug_splits": "leave it out",
+        "reprob": "it would erase another place in each frame; use event_cutout",
+        "train_split_path": "it lists images; use event_split",
+    }
+    for name, remedy in instead.items():
+        if getattr(cfg, name):
+            value = shown(getattr(cfg, name))
+            yield Finding((name, "dataset"), f"{name} {value} does not fit the event data of {cfg.dataset}: {remedy}")
 
 
 def _training(cfg: Config) -> Iterator[Finding]:

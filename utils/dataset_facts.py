@@ -1,6 +1,6 @@
 """What is known of each data set, and the input settings that follow from it.
 
-`resolve_data` needs no files and works for every known name, also where `utils.datasets` has no reader yet.
+`resolve_data` needs no files.
 Legend: C channels, H height, W width.
 """
 
@@ -89,6 +89,7 @@ DATASETS: dict[str, DatasetFacts] = {
     "imagenet": FOLDER,
     "folder": FOLDER,
     "": FOLDER,
+    "digits-dvs": _events(10, 32, ""),
     "cifar10-dvs": _events(10, 64, "data/cifar10-dvs"),
     "cifar10-dvs-tet": _events(10, 64, "data/cifar10-dvs"),
     "gesture": _events(11, 128, "data/DVSGesturedataset"),
@@ -98,9 +99,8 @@ DATASETS: dict[str, DatasetFacts] = {
 # shards are read by our own index (utils.tar_datasets).
 _TORCH_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "imagenet", "places365", "inaturalist")
 _STREAMING = ("hfids", "tfds")
-AVAILABLE = [name for name, facts in DATASETS.items() if name and not facts.events]
-AVAILABLE += [f"torch/{name}" for name in _TORCH_SETS] + ["hfds/<name>", "wds/<name>"]
-EVENT_SETS = [name for name, facts in DATASETS.items() if facts.events]
+AVAILABLE = [name for name in DATASETS if name] + [f"torch/{name}" for name in _TORCH_SETS]
+AVAILABLE += ["hfds/<name>", "wds/<name>"]
 
 
 def dataset_facts(name: str) -> DatasetFacts:
@@ -119,8 +119,7 @@ def dataset_facts(name: str) -> DatasetFacts:
             f"dataset: {name!r} is a stream, which cannot be counted or continued exactly; "
             f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
         )
-    valid = AVAILABLE + EVENT_SETS
-    raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(valid)}{did_you_mean(name, valid)}")
+    raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(AVAILABLE)}{did_you_mean(name, AVAILABLE)}")
 
 
 def resolve_data(cfg: Config) -> DataSettings:

@@ -1,6 +1,7 @@
 """Opens the data sets: where the files of each are, and what is wrong if they are not.
 
-Samples are (image, class index). The image is a PIL image until the transform, then a tensor [C, H, W].
+Samples are (image, class index). The image is a PIL image until the transform, then a tensor [C, H, W]. Event data
+(utils.events) brings frames [T, C, H, W] instead.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from PIL import Image
 from timm.data import AugMixDataset, create_dataset, create_reader
 from timm.utils import natural_key
 
-from utils.dataset_facts import AVAILABLE, DatasetFacts, check_classes, dataset_facts, resolve_data
+from utils.dataset_facts import DatasetFacts, check_classes, dataset_facts, resolve_data
 from utils.errors import UserError
+from utils.events import build_events
 from utils.images import decode
 from utils.sample_list import listed_samples
 from utils.tar_datasets import TarDataset, open_shards
@@ -60,10 +62,7 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     settings = resolve_data(cfg)
     facts = dataset_facts(cfg.dataset)
     if facts.events:
-        raise UserError(
-            f"dataset: {cfg.dataset!r} holds events, and this version has no reader for them; "
-            f"available: {', '.join(AVAILABLE)}"
-        )
+        return build_events(cfg, settings.input_size, training=training)
     if facts.kind == "digits":
         dataset: ImageSet = _open_digits(cfg, training)
     elif facts.kind == "folder":

@@ -1,6 +1,7 @@
 """Batches on the device, the same for CPU and CUDA.
 
-A batch is (images, targets): float32 [B, C, H, W], normalised, and int64 [B], both on the device. With
+A batch is (images, targets): float32 [B, C, H, W], normalised, and int64 [B], both on the device. Event data gives
+frames [B, T, C, H, W]: counts, normalised only where mean or std are set. With
 `aug_splits` = S the images are [S * B, C, H, W], first all clean ones, then each augmented copy of the batch,
 and the targets are repeated alike.
 
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -28,6 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from utils.dataset_facts import DataSettings, dataset_facts, resolve_data
 from utils.datasets import ImageSet, build_dataset, build_datasets
 from utils.errors import UserError
+from utils.mixing import Mixing, build_mixup
 from utils.samplers import EvalSampler, Pick, TrainSampler, mix_seed
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ class Loaders:
 
     train: DeviceLoader
     eval: DeviceLoader
-    mixup: Mixup | None
+    mixup: Mixing | None
     data: DataSettings
+    split_hash: str | None  # of event data
     _sampler: TrainSampler
     _batch_size: int
 
@@ -61,7 +63,8 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
     """
     mixup = build_mixup(cfg)
-    train_set, eval_set = _open_once(cfg, rank)
+    with _first_rank_first(cfg, rank):
+        train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
     erasing = _random_erasing(cfg)
     samples = SeededSamples(train_set, seed=cfg.seed, erasing=erasing, spare_first_copy=cfg.resplit)
@@ -74,6 +77,7 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
         eval=_eval_loader(cfg, data, eval_set, device, rank, world_size),
         mixup=mixup,
         data=data,
+        split_hash=getattr(train_set, "split_hash", None),
         _sampler=sampler,
         _batch_size=cfg.batch_size,
     )
@@ -81,33 +85,22 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
 def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1) -> DeviceLoader:
     """The evaluation loader alone: it needs no training files. Each sample comes once over all ranks."""
-    return _eval_loader(cfg, resolve_data(cfg), build_dataset(cfg, training=False), device, rank, world_size)
+    with _first_rank_first(cfg, rank):
+        dataset = build_dataset(cfg, training=False)
+    return _eval_loader(cfg, resolve_data(cfg), dataset, device, rank, world_size)
 
 
-def build_mixup(cfg: Config) -> Mixup | None:
-    """timm's Mixup (mixup, cutmix and label smoothing in one) if the settings ask for it."""
-    if not (cfg.mixup > 0 or cfg.cutmix > 0 or cfg.cutmix_minmax is not None):
-        return None
-    return Mixup(
-        mixup_alpha=cfg.mixup,
-        cutmix_alpha=cfg.cutmix,
-        cutmix_minmax=cfg.cutmix_minmax,
-        prob=cfg.mixup_prob,
-        switch_prob=cfg.mixup_switch_prob,
-        mode=cfg.mixup_mode,
-        label_smoothing=cfg.smoothing,
-        num_classes=cfg.num_classes,
+@contextmanager
+def _first_rank_first(cfg: Config, rank: int) -> Iterator[None]:
+    # Rank 0 downloads or converts while the others wait: two would do it twice, or damage the archive. Where tars
+    # are indexed, the others find the index made; without files, or image folders, they wait for nothing.
+    wait = dist.is_initialized() and (
+        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events")
     )
-
-
-def _open_once(cfg: Config, rank: int) -> tuple[ImageSet, ImageSet]:
-    # Rank 0 downloads while the others wait: two writers would damage the archive. Where tars are indexed, the
-    # others find the index made; without files, or image folders, they wait for nothing.
-    wait = dist.is_initialized() and (cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards"))
     if wait and rank > 0:
         dist.barrier()
     try:
-        return build_datasets(cfg)
+        yield
     finally:
         if wait and rank == 0:
             dist.barrier()
@@ -160,6 +153,9 @@ def _device_loader(
         # The loader draws a base seed at each start: from here, not from the run's own random state.
         generator=torch.Generator().manual_seed(cfg.seed),
     )
+    if dataset_facts(cfg.dataset).events:
+        given = cfg.mean is not None or cfg.std is not None
+        return DeviceLoader(loader, device, (data.mean, data.std) if given else None, unit=1.0)
     statistics = (data.mean, data.std) if data.normalise_on_device else None
     return DeviceLoader(loader, device, statistics)
 
@@ -232,7 +228,10 @@ def _seed_all(seed: int) -> None:
 
 
 def collate(samples: list[tuple[Any, Any]]) -> Batch:
-    """Stack samples to (images [B, C, H, W], targets int64 [B]), or [S * B, ...] for tuples of S images."""
+    """Stack samples to (images [B, C, H, W], targets int64 [B]), or [S * B, ...] for tuples of S images.
+
+    Event frames [T, C, H, W] become [B, T, C, H, W].
+    """
     targets = torch.tensor([target for _, target in samples], dtype=torch.int64)
     if not isinstance(samples[0][0], tuple):
         return torch.stack([torch.as_tensor(image) for image, _ in samples]), targets
@@ -252,7 +251,8 @@ def _in_own_words(batches: Iterable[Batch]) -> Iterator[Batch]:
 class DeviceLoader:
     """Batches moved to the device and normalised there; on CUDA the next one is copied during the step.
 
-    statistics: mean and std per channel for uint8 images; None if the workers have normalised
+    statistics: mean and std per channel; None if there is nothing left to normalise
+    unit: what the loader's values have as one unit of the statistics (255 for uint8 images)
     """
 
     def __init__(
@@ -260,15 +260,16 @@ class DeviceLoader:
         batches: Iterable[Batch],
         device: torch.device,
         statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        unit: float = 255.0,
     ) -> None:
         self.batches, self.device = batches, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._mean = self._std = torch.empty(0)
-        self._raw = statistics is not None
+        self._normalise = statistics is not None
         if statistics is not None:
-            # uint8 values are 255 times the unit of the statistics; [1, C, 1, 1]
+            # [1, C, 1, 1]; event frames have T before C, which broadcasts as well.
             self._mean, self._std = (
-                torch.tensor(values, device=device).mul_(255).view(1, -1, 1, 1) for values in statistics
+                torch.tensor(values, device=device).mul_(unit).view(1, -1, 1, 1) for values in statistics
             )
 
     def __len__(self) -> int:
@@ -283,8 +284,10 @@ class DeviceLoader:
     def _prepare(self, images: Tensor, targets: Tensor) -> Batch:
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
-        if self._raw:
-            images = images.float().sub_(self._mean).div_(self._std)
+        if self._normalise:
+            return (images.float() - self._mean).div_(self._std), targets
+        if not images.is_floating_point():
+            images = images.float()  # bytes on the wire
         return images, targets
 
     def _copied_ahead(self, stream: torch.cuda.Stream) -> Iterator[Batch]:

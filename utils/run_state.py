@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 # May differ between a run and its continuation without a word.
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
-    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval", "log_wandb"),
+    *(
+        "workers",
+        "pin_mem",
+        "log_interval",
+        "local_rank",
+        "checkpoint_hist",
+        "recovery_interval",
+        "log_wandb",
+        "event_wire",
+    ),
 }
 
 
@@ -109,6 +118,12 @@ class RunState:
             raise UserError(
                 f"checkpoint {path}: its optimizer is {then['opt']!r}, opt is {cfg.opt!r}; resume with the same, or "
                 "add --no-resume-opt"
+            )
+        if then.get("split_hash") and cfg.split_hash and then["split_hash"] != cfg.split_hash:
+            # Going on would train on samples that are to be held out.
+            raise UserError(
+                f"split_hash: checkpoint {path} was trained on split {then['split_hash']}, the data give "
+                f"{cfg.split_hash}; set event_split as it was and restore the files, or add --no-resume-opt"
             )
         if differences := _differences(then, cfg):
             logger.warning(

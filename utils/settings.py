@@ -13,6 +13,7 @@ from typing import Any
 
 from utils.setting import setting, settings_of
 
+EVENT_DATASETS = ("digits-dvs", "cifar10-dvs", "cifar10-dvs-tet", "gesture")
 EVENT_MODE_DATASETS = ("cifar10-dvs", "cifar10-dvs-tet")  # not gesture: its published model is without
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -85,6 +86,13 @@ class Config:
     val_split: str = _data("validation", "name of the evaluation split")
     train_split_path: str | None = _data(None, "text file that lists the training samples to use: one name or "
                                          "number per line")
+    event_split: str = _data("", "split of cifar10-dvs (empty: first90, as published; random:SEED)",
+                             pattern=(r"|first90|tet|random:\d{1,9}", "first90, tet or random:SEED, as random:0"))
+    split_hash: str | None = _data(None, "event data: the split's hash (null: compute it; else it must agree)")
+    event_wire: str = _data("float32", "type of event frames from the loader to the device (uint8: a quarter "
+                            "of the bytes, for whole counts up to 255)", choices=("float32", "uint8"))
+    tet_counts: str = _data("exact", "cifar10-dvs-tet: counts as they are, or as the published loader made them "
+                            "(8 bits, in 0..1)", choices=("exact", "published"))
     batch_size: int = _data(32, "training samples per process and step", low=1, aliases=("-b",))
     val_batch_size: int = _data(16, "evaluation samples per process and step", low=1, aliases=("-vb",))
     img_size: int | None = _data(None, "image side in pixels (null: by data set)", low=1)
@@ -133,8 +141,15 @@ class Config:
     mixup_off_epoch: int = _mixup(0, "first epoch without mixup and cutmix (0: never off)", low=0)
     smoothing: float = _mixup(0.1, "label smoothing", low=0, below=1)
 
-    dvs_aug: bool = _event(False, "event augmentation of the published runs", unavailable="train without")
-    dvs_trival_aug: bool = _event(False, "trivial augmentation for events", unavailable="train without")
+    dvs_aug: bool = _event(False, "cutout with a hole of 16 pixels, one per sample (published: one per batch)")
+    dvs_trival_aug: bool = _event(False, "one of identity, shear, shift in x, shift in y, rotation per sample")
+    event_hflip: float = _event(0.0, "probability of a horizontal flip", low=0, high=1)
+    event_roll: int = _event(0, "shift with wrap-around: most pixels along each axis (0: off)", low=0)
+    event_rotate: float = _event(0.0, "rotation: most degrees (0: off)", low=0, high=180)
+    event_shear: float = _event(0.0, "shear along x: most pixels per pixel (0: off)", low=0)
+    event_cutout: int = _event(0, "cutout: side of the hole in pixels (0: off, or 16 by dvs_aug)", low=0)
+    event_drop: bool = _event(False, "EventDrop: remove events by time, area or chance before integration")
+    event_mix: float = _event(0.0, "EventMix: alpha of the beta distribution (0: off)", low=0)
 
     jsd: bool = _loss(False, "Jensen-Shannon divergence between the copies of aug_splits")
     bce_loss: bool = _loss(False, "binary instead of soft-target cross entropy with mixup or smoothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Iterator
@@ -72,6 +73,8 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         model, self.frozen = prepare_for_training(cfg, model, process)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        # So that the run's files tell which samples it was trained on.
+        self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
         self.peak_lr = peak_learning_rate(cfg, process.world_size)
         optimizer = make_optimizer(cfg, model, self.peak_lr)

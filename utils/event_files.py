@@ -1,0 +1,214 @@
+"""The files of event data: one npz of events per sample, and one of frames integrated from it.
+
+Both are laid out as SpikingJelly lays them out, so that a tree made by either serves the other:
+`events_np/[<split>/]<class>/<sample>.npz` holds t, x, y, p; `frames_number_<T>_split_by_number/` mirrors it and holds
+`frames` [T, 2, H, W], OFF before ON. The integration is SpikingJelly's. Each file appears whole or not at all, so an
+interrupted conversion goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+EVENTS = "events_np"
+_TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
+_TRIAL, _WORTH_PROCESSES = 2.0, 20.0  # seconds: of work before judging, and left to make processes worth starting
+
+
+def frames_folder(time_steps: int) -> str:
+    """SpikingJelly's name of the folder of frames with equal numbers of events."""
+    return f"frames_number_{time_steps}_split_by_number"
+
+
+@functools.cache
+def spikingjelly_datasets() -> Any:
+    """SpikingJelly's data set package, imported on demand: it takes seconds (SciPy, matplotlib)."""
+    with warnings.catch_warnings():
+        # Its docstrings hold invalid escapes, which the compiler warns of on the first import.
+        warnings.simplefilter("ignore")
+        return importlib.import_module("spikingjelly.datasets")
+
+
+def integrate(events: dict[str, NDArray[Any]], time_steps: int, side: int, path: Path) -> NDArray[Any]:
+    """Events -> frames [T, 2, side, side]: counts in the smallest unsigned type that holds them; `path` for messages.
+
+    The first T - 1 frames hold N // T events each, the last one the rest.
+
+    Raises:
+        UserError: fewer events than time steps, or events outside the sensor.
+    """
+    count = len(events["t"])
+    if count < time_steps:
+        raise UserError(f"time_steps: {time_steps} is more than the {count} events in {path}; use fewer")
+    if max(int(events["x"].max()), int(events["y"].max())) >= side or min(events["x"].min(), events["y"].min()) < 0:
+        raise UserError(f"{path} holds events outside of {side} x {side} pixels; it is damaged or of another sensor")
+    sj = spikingjelly_datasets()
+    frames = sj.integrate_events_by_fixed_frames_number(events, "number", time_steps, side, side)
+    return np.asarray(frames.astype(np.min_scalar_type(int(frames.max()))))
+
+
+def write_events(path: Path, events: dict[str, NDArray[Any]]) -> None:
+    """Store the events of one sample."""
+    write_npz(path, {key: np.asarray(events[key]).astype(kind) for key, kind in _TYPES.items()})
+
+
+def read_events(path: Path) -> dict[str, NDArray[Any]]:
+    """The events of one sample, each array [n]."""
+    return read_npz(path, tuple(_TYPES))
+
+
+def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a compressed npz that appears under its name only when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; free some space, or give --data-dir") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """The arrays `keys` of an npz; pickled objects are never loaded."""
+    try:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return {key: content[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); delete it and run python -m utils.prepare again") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another --data-dir") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run python -m utils.prepare again") from error
+    assert isinstance(content, dict), path
+    return content
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether `path` is an npz with `key` whose end was written; reads the end only."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return f"{key}.npy" in file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def list_samples(root: Path, folders: Iterable[str]) -> dict[str, list[str]]:
+    """Folder -> its npz names in order, as SpikingJelly's data sets order them; a missing folder counts as empty."""
+    found = {}
+    for folder in folders:
+        try:
+            with os.scandir(root / folder) as entries:
+                names = [entry.name for entry in entries if entry.name.endswith(".npz") and entry.name[0] != "."]
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        found[folder] = sorted(names)
+    return found
+
+
+def make_frames(root: Path, samples: dict[str, list[str]], time_steps: int, side: int, *, check: bool = False) -> int:
+    """Integrate the event files whose frames are missing; returns how many were.
+
+    check: also remake frames whose file is damaged (an older tool may have been interrupted)
+    """
+    target = root / frames_folder(time_steps)
+    present = list_samples(target, samples)
+    jobs = []
+    for folder, names in samples.items():
+        here = set(present[folder])
+        for name in names:
+            path = target / folder / name
+            if name not in here or (check and not is_whole(path, "frames")):
+                jobs.append((root / EVENTS / folder / name, path, time_steps, side))
+    for parent in {job[1].parent for job in jobs}:
+        make_folder(parent)
+    run_jobs(_make_one, jobs, f"frames, T = {time_steps}")
+    return len(jobs)
+
+
+def _make_one(events: Path, frames: Path, time_steps: int, side: int) -> None:
+    write_npz(frames, {"frames": integrate(read_events(events), time_steps, side, events)})
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; give another --data-dir") from error
+
+
+def _cores() -> int:
+    # What this process may use, which in a container is less than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(function: Callable[..., None], jobs: list[tuple[Any, ...]], title: str) -> None:
+    """Call `function` on each of `jobs`, on all cores where that takes long enough to pay, with a progress bar.
+
+    The first error ends it; what is done stays done.
+    """
+    workers = min(_cores(), 32)
+    started = time.perf_counter()
+    with progress_bar(len(jobs), title, "file") as bar:
+        for done, job in enumerate(jobs):
+            spent = time.perf_counter() - started
+            if workers > 1 and done and spent > _TRIAL and spent / done * (len(jobs) - done) > _WORTH_PROCESSES:
+                _run_parallel(function, jobs[done:], workers, bar)
+                return
+            function(*job)
+            bar.update()
+
+
+def _run_parallel(function: Callable[..., None], jobs: list[tuple[Any, ...]], workers: int, bar: Any) -> None:
+    # A fresh interpreter each: a fork would inherit the locks of torch's threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def progress_bar(total: int | None, title: str, unit: str, **options: Any) -> Any:
+    """A progress bar that writes to a terminal often, to a file now and then; none where there is nothing to do."""
+    pause = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=title, unit=unit, mininterval=pause, disable=total == 0, **options)
