@@ -10,7 +10,6 @@ Legend: T time steps, B batch.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.tables import terminal
 
 _STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
 # The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
@@ -127,20 +127,25 @@ class FiringRecorder:
         return count
 
     def rows(self, process: Process) -> list[FiringRow]:
-        """One row per tensor in order of computation, summed over all processes.
+        """One row per tensor in order of computation, summed over all processes (each must call this).
 
-        Raises ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
+        Raises:
+            ValueError: nothing was counted, or values are not 0 or 1.
         """
+        # A process without samples takes part with zeros, and learns from the others how many steps there are.
+        mine = [len(self._spikes[name]) if name in self._spikes else 0 for name in self._sources]
+        with_data, *step_sums = process.sum(any(mine), *mine)
         rows = []
-        for name, elements in self._elements.items():
-            if not elements:
-                raise ValueError(f"{name}: no batch passed while its spikes were counted")
-            spikes = process.sum_tensor(self._spikes[name]).tolist()
-            nonzero = process.sum_tensor(self._nonzero[name]).tolist()
-            (total,) = process.sum(elements)
-            if spikes != nonzero:
-                raise ValueError(f"{name}: its values are not all 0 or 1, so they cannot be counted as spikes")
-            rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
+        for name, step_sum in zip(self._sources, step_sums, strict=True):
+            if not step_sum:
+                raise ValueError(f"{name}: nothing was counted, its module was not called")
+            zeros = torch.zeros(int(step_sum / with_data), dtype=torch.float64)
+            spikes = process.sum_tensor(self._spikes.get(name, zeros)).tolist()
+            nonzero = process.sum_tensor(self._nonzero.get(name, zeros.long())).tolist()
+            (total,) = process.sum(self._elements[name])
+            if any(value != int(value) for value in spikes):
+                raise ValueError(f"{name}: its values are not 0 or 1, so they cannot be counted as spikes")
+            rows.append(FiringRow(name, paper_name(name), int(total), [int(s) for s in spikes], nonzero))
         return rows
 
 
@@ -152,29 +157,13 @@ def format_table(rows: list[FiringRow]) -> str:
         [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-        return "  ".join(names + numbers)
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, body)])
+    return terminal(header, body)
 
 
-def write_json(path: Path, rows: list[FiringRow], facts: dict[str, Any]) -> None:
-    """All counts and rates, with the facts of the run (accuracy, checkpoint, versions)."""
-    tensors = [
-        asdict(row)
-        | {
-            "rate": row.rate,
-            "nonzero_rate": row.nonzero_rate,
-            "mean_rate": row.mean_rate,
-            "mean_nonzero_rate": row.mean_nonzero_rate,
-        }
-        for row in rows
-    ]
-    path.write_text(json.dumps(facts | {"tensors": tensors}, indent=2) + "\n")
+def as_dict(row: FiringRow) -> dict[str, Any]:
+    """Counts and rates of one tensor, as report.json has them."""
+    rates = ("rate", "nonzero_rate", "mean_rate", "mean_nonzero_rate")
+    return asdict(row) | {name: getattr(row, name) for name in rates}
 
 
 def write_csv(path: Path, rows: list[FiringRow]) -> None:
