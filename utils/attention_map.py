@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -129,10 +128,13 @@ def _show(axes: Axes, picture: Tensor, values: Tensor | None = None) -> None:
     if values is not None:
         scaled = values / values.max().clamp_min(1e-12)
         axes.imshow(
-            mpl.colormaps[_MAP_COLOURS](scaled.numpy())[..., :3],
+            scaled.numpy(),
+            cmap=_MAP_COLOURS,
+            vmin=0,
+            vmax=1,
             extent=(0, width, height, 0),
             alpha=_OVERLAY,
-            interpolation="nearest",
+            interpolation="bilinear",  # between the centres of the tokens
         )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -14,8 +14,7 @@ Legend: T time steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -228,12 +227,8 @@ def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> E
         operations = layer.synops[0] / layer.samples
     else:
         operations = layer.macs_per_step * layer.rate[0]
-    values: dict[str, Any] = row.__dict__ | dict(
-        operations=operations,
-        energy_pJ=operations * cost.mac,
-        charged=f"{row.charged}, once of {row.steps} equal steps",
-    )
-    return EnergyRow(**values)
+    charged = f"{row.charged}, once of {row.steps} equal steps"
+    return replace(row, operations=operations, energy_pJ=operations * cost.mac, charged=charged)
 
 
 def _notes(counts: Counts) -> list[str]:

@@ -106,7 +106,7 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
-    axes.set_title(f"{title}: {energy_text(report.total_pJ)}\n{report.accounting}", fontsize=9)
+    figure.suptitle(f"{title}, {energy_text(report.total_pJ)} per sample\n{report.accounting}", fontsize=9)
     axes.set_xlabel(f"energy per sample ({unit})")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _plain(axes)

@@ -100,9 +100,7 @@ class RatesReport:
         lines = [tables.terminal(header, rows, left=4)]
         if published:
             lines.append(f"published: {published:.2f} mJ. No reading gives it exactly.")
-        lines.append(
-            "~ estimated: rates after the max-pools are not published; growth by the pool as in docs/energy.md"
-        )
+        lines.append("~ estimated: rates after the max-pools are not published, see docs/energy.md")
         return "\n".join(lines)
 
     def _twin_text(self) -> str:

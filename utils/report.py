@@ -174,9 +174,9 @@ def totals_text(m: Measured) -> str:
             f"with --first-conv {other}: {tables.energy(m.energy.other_first_conv_mJ * 1e9)} (mode {m.energy.mode})"
         )
     if m.energy.extras:
-        total = m.energy.total_pJ + m.energy.extras_mJ * 1e9
+        with_extras = m.energy.total_pJ + m.energy.extras_mJ * 1e9
         names = ", ".join(row.name for row in m.energy.extras)
-        lines.append(f"with the extras ({names}): {tables.energy(total)} (mode {m.energy.mode})")
+        lines.append(f"with the extras ({names}): {tables.energy(with_extras)} (mode {m.energy.mode})")
     lines.append(
         f"ANN twin: {tables.count(m.twin.macs)} MACs once = {tables.energy(m.twin.energy_pJ)}, its attention "
         f"counted as {m.twin.formula}"
@@ -218,7 +218,5 @@ def write_layers_csv(path: Path, report: EnergyReport) -> None:
             rates = [*row.rate, *[""] * (steps - len(row.rate))]
             known = [row.name, row.paper_name, row.type, row.kind, row.macs_per_step or "", row.steps or ""]
             counted = [row.formula_operations, row.exact_operations, row.operations, row.energy_pJ]
-            writer.writerow(
-                [*known, row.mean_rate if row.rate else "", *rates, *("" if v is None else v for v in counted)]
-                + [report.mode, row.charged]
-            )
+            cells = [*known, row.mean_rate if row.rate else "", *rates, *("" if v is None else v for v in counted)]
+            writer.writerow([*cells, report.mode, row.charged])

@@ -103,8 +103,7 @@ def _totals(report: Report) -> str:
     if m.energy.other_first_conv_mJ is not None:
         other = "per_step" if m.energy.first_conv == "once" else "once"
         notes.insert(1, f"With first conv {other}: {tables.energy(m.energy.other_first_conv_mJ * 1e9)}.")
-    for row in m.energy.extras:
-        notes.append(f"Not in the total: {row.name} {tables.energy(row.energy_pJ)} ({row.charged}).")
+    notes += [f"Not in the total: {r.name} {tables.energy(r.energy_pJ)} ({r.charged})." for r in m.energy.extras]
     return _table(header, rows) + "".join(f'<p class="note">{_E(note)}</p>' for note in notes)
 
 
@@ -139,11 +138,8 @@ def _rate_chart(rows: Sequence[FiringRow]) -> str:
             f'<span class="track"><i class="bar mean" style="width:{100 * row.mean_rate / top:.2f}%"></i>{dots}</span>'
             f'<span class="value">{row.mean_rate:.4f}</span></div>'
         )
-    shown = [0, steps - 1] if steps > 8 else range(steps)
-    keys = " ".join(
-        f'<i class="key round" style="background:{_step_colour(t, steps)}"></i>t = {t + 1}'
-        for t in dict.fromkeys(shown)
-    )
+    shown = [0, steps - 1] if steps > 8 else list(range(steps))
+    keys = " ".join(f'<i class="key round" style="background:{_step_colour(t, steps)}"></i>t = {t + 1}' for t in shown)
     legend = f'<p class="legend"><i class="key mean"></i>mean over time {keys}; full width is {top:.3f}</p>'
     return legend + f'<div class="chart">{"".join(lines)}</div>'
 

@@ -223,8 +223,8 @@ def _collect(recorder: SynapseRecorder, process: Process) -> Counts:
     for name in names:
         counts = recorder._counts.get(name)
         flat.append(torch.zeros(2 * steps[name], dtype=torch.int64) if counts is None else counts.flatten().cpu())
-    for name in recorder._layers:
-        flat.append(recorder._ones.get(name, torch.zeros((), dtype=torch.int64)).reshape(1).cpu())
+    none = torch.zeros((), dtype=torch.int64)
+    flat += [recorder._ones.get(name, none).reshape(1).cpu() for name in recorder._layers]
     for name in sized:
         size = recorder._sizes.get(name, _Sizes())
         flat.append(torch.tensor([size.macs, size.inputs, size.outputs]))

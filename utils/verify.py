@@ -148,7 +148,7 @@ def _by_additions(modules: dict[str, nn.Module], done: dict[str, int]) -> Iterat
         return forward
 
     for name, module in modules.items():
-        module.forward = replacement(name, module)  # type: ignore[method-assign]
+        module.forward = replacement(name, module)
     try:
         yield
     finally:
