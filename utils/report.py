@@ -133,7 +133,7 @@ def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
 
 
 def energy_table(report: EnergyReport) -> str:
-    """One line per layer, in order of computation, then the extras."""
+    """One line per layer in order of computation, then notes and extras."""
     header = ["layer", "paper", "kind", "MACs/step", "steps", "rate", "formula", "exact", "charged", "energy", "share"]
     total = report.total_pJ or 1.0
     body = [
@@ -152,10 +152,13 @@ def energy_table(report: EnergyReport) -> str:
         ]
         for row in report.rows
     ]
-    for row in report.extras:
-        cells = [f"extra: {row.name}", row.charged, row.kind, "", "", "", "", "", tables.count(row.operations)]
-        body.append([*cells, tables.energy(row.energy_pJ), "-"])
-    return "\n".join([tables.terminal(header, body, left=3), *(f"note: {note}" for note in report.notes)])
+    notes = [f"note: {note}" for note in report.notes]
+    notes += [
+        f"extra, not in the total: {row.name} {tables.energy(row.energy_pJ)} for {tables.count(row.operations)} x "
+        f"{row.kind} ({row.charged})"
+        for row in report.extras
+    ]
+    return "\n".join([tables.terminal(header, body, left=3), *notes])
 
 
 def totals_text(m: Measured) -> str:
