@@ -42,7 +42,7 @@ class AnnTwin:
     convention: str
     macs: int
     energy_pJ: float
-    ratio: float
+    ratio: float | None  # None for a network without any operation
 
     @property
     def energy_mJ(self) -> float:
@@ -56,7 +56,7 @@ class AnnTwin:
 def ann_twin(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> AnnTwin:
     macs = ann_macs(shape, convention)
     energy = macs * spiking.cost.mac
-    return AnnTwin(convention, macs, energy, energy / spiking.total_pJ if spiking.total_pJ else float("inf"))
+    return AnnTwin(convention, macs, energy, energy / spiking.total_pJ if spiking.total_pJ else None)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class AttentionComparison:
     spiking_pJ: float
 
     @property
-    def ratio(self) -> float:
-        return self.ann_pJ / self.spiking_pJ if self.spiking_pJ else float("inf")
+    def ratio(self) -> float | None:
+        """None where no spike enters attention."""
+        return self.ann_pJ / self.spiking_pJ if self.spiking_pJ else None
 
 
 def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost = COSTS["fp32"]) -> float:

@@ -84,17 +84,17 @@ class Measurement:
         cfg, process, model = self.cfg, self.process, self.model
         loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         images = cfg.val_batch_size * process.world_size
-        progress = Progress(title, len(loader), images, cfg.log_interval, process.is_main)
         precision = Precision(cfg, process.device)
         firing = FiringRecorder(model.spike_sources())  # type: ignore[operator]
         synapses = SynapseRecorder(model, exact=cfg.energy_mode == "exact", sums=attention_sums(model))
-        try:
-            with firing, synapses:
-                accuracy = evaluate(
-                    model, loader, precision, process, memory_format=self.memory_format, on_step=progress.step
-                )
-        finally:
-            progress.close()
+        with (
+            Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress,
+            firing,
+            synapses,
+        ):
+            accuracy = evaluate(
+                model, loader, precision, process, memory_format=self.memory_format, on_step=progress.step
+            )
         return self._account(accuracy, firing.rows(process), synapses.counts(process))
 
     def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import tables
-from utils.ann_twin import ann_macs, attention_twin_pJ, compare_attention
+from utils.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
 from utils.energy import DISCLAIMER, PJ_PER_MJ, Cost, EnergyReport
 from utils.errors import UserError
 from utils.paper_energy import PAPER_READING, READINGS, Reading, check_rates, paper_energy
@@ -59,6 +59,8 @@ def read_rates(path: str) -> RatesFile:
         rates[entry["name"]] = entry["rate"]
     T = check_rates(shape, rates, place)
     published = content.get("published") or {}
+    if not isinstance(published, dict) or not all(isinstance(v, (int, float)) and v > 0 for v in published.values()):
+        raise UserError(f"{place}: 'published' must hold numbers above 0, as spiking_mJ: 4.5; found {published!r}")
     return RatesFile(content.get("title") or Path(path).stem, content.get("source") or path, shape, rates, T, published)
 
 
@@ -110,14 +112,17 @@ class RatesReport:
             energy = ann_macs(self.file.shape, convention) * self.cost.mac / PJ_PER_MJ
             beside = f" (published {published:.2f})" if published else ""
             attention = compare_attention(self.file.shape, self.chosen, convention)
+            times = ann_twin(self.file.shape, self.chosen, convention).ratio
             lines.append(
-                f"f(Q, K, V) = {formula}: {energy:.2f} mJ{beside}, {energy / self.chosen.total_mJ:.2f} x the spiking "
+                f"f(Q, K, V) = {formula}: {energy:.2f} mJ{beside}, {tables.ratio(times, 2)} the spiking "
                 f"network; self-attention alone {tables.energy(attention.ann_pJ)} against "
-                f"{tables.energy(attention.spiking_pJ)} per block = {attention.ratio:.1f} x"
+                f"{tables.energy(attention.spiking_pJ)} per block = {tables.ratio(attention.ratio)}"
             )
         entering = paper_energy(self.file.shape, self.file.rates, READINGS[-1], self.cost)
         ratio = compare_attention(self.file.shape, entering, "printed").ratio
-        lines.append(f"at the rates of what really enters q, k, v, and f as printed: self-attention {ratio:.1f} x")
+        lines.append(
+            f"at the rates of what really enters q, k, v, and f as printed: self-attention {tables.ratio(ratio)}"
+        )
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def totals_text(m: Measured) -> str:
         total = total_dict(m, report)
         cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
         cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
-        body.append([*cells, f"{total['ann_ratio']:.2f} x", f"{total['self_attention_ratio']:.1f} x"])
+        body.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
     lines = [tables.terminal(header, body)]
     if m.energy.other_first_conv_mJ is not None:
         other = "per_step" if m.energy.first_conv == "once" else "once"

@@ -28,7 +28,7 @@ def write_html(path: Path, report: Report) -> None:
         (f"{accuracy.top1:.2f}%", f"top-1 of {accuracy.samples:,} samples"),
         (tables.energy(m.energy.total_pJ), f"per sample, mode {m.energy.mode}, first conv {first_conv}"),
         (f"{m.mean_firing_rate:.3f}", f"mean firing rate, T = {m.counts.time_steps}"),
-        (f"{m.twin.ratio:.1f} x", f"energy of the ANN twin ({tables.energy(m.twin.energy_pJ)})"),
+        (tables.ratio(m.twin.ratio), f"energy of the ANN twin ({tables.energy(m.twin.energy_pJ)})"),
     ]
     parts = [
         f"<header><h1>{_E(report.title)}</h1><p>{_E(_subtitle(report))}</p></header>",
@@ -63,8 +63,9 @@ def write_html(path: Path, report: Report) -> None:
 
 def _subtitle(report: Report) -> str:
     shape = report.measured.shape
+    blocks = f"{shape.depths} block" + "s" * (shape.depths > 1)
     return (
-        f"{shape.depths} blocks, D = {shape.embed_dims}, {shape.height} x {shape.width} pixels, "
+        f"{blocks}, D = {shape.embed_dims}, {shape.height} x {shape.width} pixels, "
         f"T = {report.measured.counts.time_steps}"
     )
 
@@ -92,7 +93,7 @@ def _totals(report: Report) -> str:
         total = total_dict(m, energy)
         cells = [energy.mode, energy.first_conv, tables.count(energy.operations("MAC"))]
         cells += [tables.count(energy.operations("AC")), tables.energy(energy.total_pJ)]
-        rows.append([*cells, f"{total['ann_ratio']:.2f} x", f"{total['self_attention_ratio']:.1f} x"])
+        rows.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
     notes = [
         f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.",
         "exact: operations really needed. formula: MACs x rate of what enters. paper: the conventions of the paper's "

@@ -25,6 +25,11 @@ def energy(pJ: float) -> str:
     return f"{pJ:.4g} pJ"
 
 
+def ratio(value: float | None, digits: int = 1) -> str:
+    """How many times; a dash where there is nothing to divide by."""
+    return "-" if value is None else f"{value:.{digits}f} x"
+
+
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
     """Aligned columns, the first `left` ones to the left, with a rule below the header."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
