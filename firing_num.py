@@ -49,12 +49,14 @@ def measure(cfg: Config, process: Process) -> int:
     import model  # noqa: F401 -- registers the models
     from utils.measurement import Measurement
     from utils.report import Report
-    from utils.report_files import attach_attention_maps, facts_of, show, write_report
+    from utils.report_files import attach_attention_maps, facts_of, map_input, show, write_report
     from utils.sweep import sweep
     from utils.verify import verify_spike_driven
 
     folder = output_folder(cfg, Path(cfg.resume).resolve().parent.name)
     measurement = Measurement(cfg, process)
+    # Read first: a wrong file name should not cost an evaluation.
+    shown = map_input(measurement, cfg.attention_map) if cfg.attention_map else None
     measured = measurement.evaluate()
     points = sweep(measurement, cfg.sweep_T) if cfg.sweep_T else []
     if not process.is_main:
@@ -63,8 +65,8 @@ def measure(cfg: Config, process: Process) -> int:
     if cfg.verify:
         images, _ = measurement.first_batch(cfg.verify_samples)
         report.verification = verify_spike_driven(measurement.model, images)
-    if cfg.attention_map:
-        attach_attention_maps(report, measurement, cfg.attention_map, folder)
+    if shown is not None:
+        attach_attention_maps(report, measurement, shown, folder)
     show(report)
     write_report(report, folder)
     return 0 if report.verification is None or report.verification.passed else 1

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from utils import firing
 from utils.attention_map import attention_maps, draw_attention_maps, read_images, to_pictures
@@ -76,22 +79,32 @@ def write_rates_report(report: RatesReport, folder: Path) -> str:
     return f"{folder}/{{report.json, layers.csv}}"
 
 
-def attach_attention_maps(report: Report, measurement: Measurement, asked: list[str], folder: Path) -> None:
-    """Draw the maps of the first samples, or of image files, into the folder and name the file in the report.
+@dataclass(frozen=True)
+class MapInput:
+    """What attention maps are drawn of."""
+
+    x: Tensor
+    labels: list[str]
+
+
+def map_input(measurement: Measurement, asked: list[str]) -> MapInput:
+    """The first samples of the evaluation, or image files.
 
     Raises:
         UserError: neither a number nor image files.
     """
-    labels: list[str]
     if len(asked) == 1 and asked[0].lstrip("+-").isdigit():
         samples = int(asked[0])
         if not 1 <= samples <= _MOST_MAPS:
             raise UserError(f"attention_map: {samples} samples; give 1 to {_MOST_MAPS}, or image files")
         x, classes = measurement.first_batch(samples)
-        labels = [f"class {int(label)}" for label in classes]
-    else:
-        x = read_images(asked, measurement.data, measurement.process.device)
-        labels = [Path(path).name for path in asked]
-    maps = attention_maps(measurement.model, x)
-    draw_attention_maps(to_pictures(x, measurement.data), maps, folder / "attention.png", labels)
+        return MapInput(x, [f"class {int(label)}" for label in classes])
+    x = read_images(asked, measurement.data, measurement.process.device)
+    return MapInput(x, [Path(path).name for path in asked])
+
+
+def attach_attention_maps(report: Report, measurement: Measurement, shown: MapInput, folder: Path) -> None:
+    """Draw the maps into the folder and name the file in the report."""
+    maps = attention_maps(measurement.model, shown.x)
+    draw_attention_maps(to_pictures(shown.x, measurement.data), maps, folder / "attention.png", shown.labels)
     report.attention_maps = ["attention.png"]
