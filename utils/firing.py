@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.synapse_counts import count_values
 from utils.tables import terminal
 
 _STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
@@ -109,20 +110,17 @@ class FiringRecorder:
 
     def _hook(self, name: str) -> Any:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            per_step = output.detach().flatten(1)  # [T, B * ...]
-            # Integers: a sum in the spikes' own type rounds, in float16 beyond 2048.
-            spikes = (per_step == 1).sum(dim=1)
-            nonzero = per_step.count_nonzero(dim=1)
+            T = output.shape[0]
+            nonzero, spikes, _ = count_values(output.detach().flatten(0, 1))  # each [T * B]
+            nonzero, spikes = nonzero.view(T, -1).sum(dim=1), spikes.view(T, -1).sum(dim=1)
             if name not in self._spikes:
                 self._spikes[name] = torch.zeros_like(spikes)
                 self._nonzero[name] = torch.zeros_like(nonzero)
-            elif len(self._spikes[name]) != len(spikes):
-                raise ValueError(
-                    f"{name}: this batch has {len(spikes)} time steps, those before {len(self._spikes[name])}"
-                )
+            elif len(self._spikes[name]) != T:
+                raise ValueError(f"{name}: this batch has {T} time steps, those before {len(self._spikes[name])}")
             self._spikes[name] += spikes
             self._nonzero[name] += nonzero
-            self._elements[name] += per_step.shape[1]
+            self._elements[name] += output.numel() // T
 
         return count
 
@@ -139,13 +137,13 @@ class FiringRecorder:
         for name, step_sum in zip(self._sources, step_sums, strict=True):
             if not step_sum:
                 raise ValueError(f"{name}: nothing was counted, its module was not called")
-            zeros = torch.zeros(int(step_sum / with_data), dtype=torch.float64)
+            zeros = torch.zeros(int(step_sum / with_data), dtype=torch.int64)
             spikes = process.sum_tensor(self._spikes.get(name, zeros)).tolist()
-            nonzero = process.sum_tensor(self._nonzero.get(name, zeros.long())).tolist()
+            nonzero = process.sum_tensor(self._nonzero.get(name, zeros)).tolist()
             (total,) = process.sum(self._elements[name])
-            if any(value != int(value) for value in spikes):
+            if spikes != nonzero:
                 raise ValueError(f"{name}: its values are not 0 or 1, so they cannot be counted as spikes")
-            rows.append(FiringRow(name, paper_name(name), int(total), [int(s) for s in spikes], nonzero))
+            rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
         return rows
 
 

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Values that are looked at in one go: few enough to stay in the processor's cache, or many for a GPU.
+_CHUNK_CPU, _CHUNK = 1 << 17, 1 << 26
+
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -88,7 +91,6 @@ def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tu
     An operation is a pair of a non-zero input and a weight it meets: a spike at the border of a padded 3x3 conv
     meets fewer than nine taps per channel. With `exact` off the operations are left at 0.
     """
-    nonzero = x != 0
     taps = None
     if isinstance(module, nn.Linear):
         leading, fan_out = x.shape[:-1], module.out_features
@@ -98,16 +100,36 @@ def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tu
         leading, fan_out = x.shape[: -1 - len(module.kernel_size)], module.out_channels // module.groups
         macs = output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
         taps = place_taps(module, tuple(x.shape[-len(module.kernel_size) :])) if exact else None
-    axis = len(leading)
-    if taps is None or bool(taps.eq(1).all()):
-        found = nonzero.flatten(axis).sum(dim=-1)
-        operations = found * fan_out
-    else:
-        places = nonzero.sum(dim=axis).flatten(axis)  # [*leading, places]: over channels
-        found = places.sum(dim=-1)
-        operations = (places * taps.to(places.device, non_blocking=True)).sum(dim=-1) * fan_out
-    counts = torch.stack([found, operations if exact else torch.zeros_like(found)])
-    return Call(counts if leading else counts.unsqueeze(1), macs, x.numel(), output.numel()), (x == 1).sum()
+    rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
+    nonzero, ones, products = count_values(rows, taps)
+    counts = torch.stack([nonzero, products * fan_out if exact else torch.zeros_like(nonzero)])  # [2, rows]
+    return Call(counts.unflatten(1, leading or (1,)), macs, x.numel(), output.numel()), ones.sum()
+
+
+def count_values(rows: Tensor, taps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of `rows` `[R, ...]`, how many values are not 0, how many are 1, and how many products those not 0
+    take part in: `taps` of their place, summed over channels (`rows` is then `[R, C, *places]`). int64, `[R]`.
+    """
+    size = max(1, rows[:1].numel())
+    step = max(1, (_CHUNK_CPU if rows.device.type == "cpu" else _CHUNK) // size)
+    if taps is not None and bool(taps.eq(1).all()):
+        taps = None
+    weights = None if taps is None else taps.to(rows.device, torch.float64, non_blocking=True)
+    # float32 holds whole numbers up to 2**24
+    kind = torch.float32 if size < 2**24 else torch.float64
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    inner = tuple(range(1, rows.dim()))
+    for part in rows.split(step):
+        marks = torch.empty_like(part, dtype=kind)
+        # Comparing into floats and summing those takes a tenth of the time that summing booleans takes.
+        if weights is None:
+            nonzero = products = torch.ne(part, 0, out=marks).sum(dim=inner)
+        else:
+            places = torch.ne(part, 0, out=marks).sum(dim=1).flatten(1)  # [r, places]: over channels
+            nonzero, products = places.sum(dim=1), places.double() @ weights
+        found.append((nonzero, torch.eq(part, 1, out=marks).sum(dim=inner), products))
+    nonzero, ones, products = (torch.cat(counts).long() for counts in zip(*found, strict=True))
+    return nonzero, ones, products
 
 
 def place_taps(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, size: tuple[int, ...]) -> Tensor:

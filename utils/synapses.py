@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
-from utils.synapse_counts import COUNTED, Call, Counts, LayerCount, SumCount, count_layer, per_step
+from utils.synapse_counts import COUNTED, Call, Counts, LayerCount, SumCount, count_layer, count_values, per_step
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -149,8 +149,8 @@ class SynapseRecorder:
 
     def _sum_hook(self, name: str) -> Any:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            nonzero = output.detach().flatten(2).count_nonzero(dim=2)  # [T, B]
-            counts = torch.stack([nonzero, nonzero])
+            nonzero, _, _ = count_values(output.detach().flatten(0, 1))
+            counts = torch.stack([nonzero, nonzero]).view(2, *output.shape[:2])  # [2, T, B]
             self._calls.setdefault(f"sum {name}", []).append(Call(counts, 0, output.numel(), 0))
 
         return count
