@@ -380,5 +380,5 @@ def test_nothing_counted_is_an_error():
         recorder.counts()
     with FiringRecorder(model.spike_sources()) as firing:
         pass
-    with pytest.raises(ValueError, match="nothing was counted"):
+    with pytest.raises(ValueError, match="no batch passed"):
         firing.rows(Process(0, 1, CPU))

@@ -128,7 +128,7 @@ class FiringRecorder:
         """One row per tensor in order of computation, summed over all processes (each must call this).
 
         Raises:
-            ValueError: nothing was counted, or values are not 0 or 1.
+            ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
         """
         # A process without samples takes part with zeros, and learns from the others how many steps there are.
         mine = [len(self._spikes[name]) if name in self._spikes else 0 for name in self._sources]
@@ -136,13 +136,13 @@ class FiringRecorder:
         rows = []
         for name, step_sum in zip(self._sources, step_sums, strict=True):
             if not step_sum:
-                raise ValueError(f"{name}: nothing was counted, its module was not called")
+                raise ValueError(f"{name}: no batch passed while its spikes were counted")
             zeros = torch.zeros(int(step_sum / with_data), dtype=torch.int64)
             spikes = process.sum_tensor(self._spikes.get(name, zeros)).tolist()
             nonzero = process.sum_tensor(self._nonzero.get(name, zeros)).tolist()
             (total,) = process.sum(self._elements[name])
             if spikes != nonzero:
-                raise ValueError(f"{name}: its values are not 0 or 1, so they cannot be counted as spikes")
+                raise ValueError(f"{name}: its values are not all 0 or 1, so they cannot be counted as spikes")
             rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
         return rows
 
