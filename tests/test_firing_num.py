@@ -260,6 +260,21 @@ def test_without_a_checkpoint(tmp_path, monkeypatch, argv, expected):
         firing_num.main(argv)
 
 
+def test_a_folder_of_images_at_the_large_size(folder):
+    for name in ("a", "b"):
+        path = folder / "images" / "validation" / name
+        path.mkdir(parents=True)
+        Image.effect_noise((330, 340), 80).save(path / "1.png")
+    torch.manual_seed(0)
+    sizes = dict(num_classes=2, embed_dims=8, num_heads=2, mlp_ratios=2, depths=1, T=3, pooling_stat="1111")
+    torch.save({"state_dict": SpikeDrivenTransformer(**sizes).state_dict()}, folder / "large.pth.tar")
+    _, report = run(folder, "large", "--dataset", "folder", "--data-dir", str(folder / "images"), "--large-valid",
+                    "--resume", str(folder / "large.pth.tar"), "--num-classes", "2", "--in-channels", "3", "--dim", "8",
+                    "--layer", "1", "--pooling-stat", "1111", "--img-size", "224")  # fmt: skip
+    assert (report["model"]["height"], report["samples"]) == (288, 2)
+    assert report["energy"]["layers"][0]["macs_per_step"] == 9 * 288 * 288 * 3
+
+
 def test_first_conv_once_does_not_fit_events(folder):
     with pytest.raises(UserError, match="differ at every step"):
         run(folder, "events", "--dataset", "gesture", "--num-classes", "11", "--in-channels", "2", "--img-size", "32",

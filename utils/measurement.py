@@ -171,7 +171,10 @@ def check_layers(shape: SdtShape, counts: Counts) -> None:
         if expected.get(name) != counted.get(name)
     ]
     if wrong or len(counts.sums) != shape.depths:
-        raise RuntimeError(f"the forward pass ran other layers than the model's sizes say: {'; '.join(wrong[:5])}")
+        raise RuntimeError(
+            f"the forward pass ran other layers than the model's sizes say, so there is no honest total "
+            f"({'; '.join(wrong[:5])}); measure without paths that replace layers"
+        )
 
 
 def chosen_cost(cfg: Config) -> Cost:

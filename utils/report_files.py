@@ -73,9 +73,16 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def write_rates_report(report: RatesReport, folder: Path) -> str:
-    """Write report.json and layers.csv of a file of rates; returns where."""
-    (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    write_layers_csv(folder / "layers.csv", report.chosen)
+    """Write report.json and layers.csv of a file of rates; returns where.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    try:
+        (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+        write_layers_csv(folder / "layers.csv", report.chosen)
+    except OSError as error:
+        raise UserError(f"output folder {folder}: {error}; choose another --output") from error
     return f"{folder}/{{report.json, layers.csv}}"
 
 

@@ -5,18 +5,19 @@ Legend: T time steps, B batch.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from utils.dataset_facts import dataset_facts
-from utils.measurement import Measured, Measurement
+from utils.measurement import Measurement
 from utils.precision import Precision
 
-_REPEATS = 7
+_REPEATS = 11
 
 
 @dataclass(frozen=True)
@@ -35,42 +36,55 @@ class SweepPoint:
 
 def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
     """Evaluate at each T, all processes together. Static images are shown T times, events are cut into T frames."""
-    points = []
-    trained = measurement.cfg
-    model = measurement.model
-    shown = model.T
+    measured = []
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            measured.append(measurement.evaluate(f"T = {T}"))
+    latencies = latencies_ms(measurement, time_steps)
+    return [
+        SweepPoint(
+            time_steps=T,
+            top1_percent=found.accuracy.top1,
+            top5_percent=found.accuracy.top5,
+            mean_firing_rate=found.mean_firing_rate,
+            energy_mJ=found.energy.total_mJ,
+            mode=found.energy.mode,
+            first_conv=found.energy.first_conv,
+            latency_ms=latency,
+        )
+        for T, found, latency in zip(time_steps, measured, latencies, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _time_steps(measurement: Measurement, T: int) -> Iterator[None]:
+    """Let settings and model have T time steps for a while."""
+    cfg, shown = measurement.cfg, measurement.model.T
+    measurement.cfg = replace(cfg, time_steps=T)
+    measurement.model.T = T  # type: ignore[assignment]
     try:
-        for T in time_steps:
-            measurement.cfg = replace(trained, time_steps=T)
-            if not dataset_facts(trained.dataset).events:
-                model.T = T  # type: ignore[assignment]
-            measured = measurement.evaluate(f"T = {T}")
-            points.append(_point(T, measured, latency_ms(measurement)))
+        yield
     finally:
-        measurement.cfg = trained
-        model.T = shown
-    return points
+        measurement.cfg, measurement.model.T = cfg, shown
 
 
-def _point(T: int, measured: Measured, latency: float) -> SweepPoint:
-    return SweepPoint(
-        time_steps=T,
-        top1_percent=measured.accuracy.top1,
-        top5_percent=measured.accuracy.top5,
-        mean_firing_rate=measured.mean_firing_rate,
-        energy_mJ=measured.energy.total_mJ,
-        mode=measured.energy.mode,
-        first_conv=measured.energy.first_conv,
-        latency_ms=latency,
-    )
+def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
+    """Milliseconds from one sample on the device to its logits, for each T; the median of several runs.
 
-
-def latency_ms(measurement: Measurement) -> float:
-    """Milliseconds from one sample on the device to its logits; the median of several runs."""
-    x, _ = measurement.first_batch(1)
+    The T take turns, so that a machine that slows down for a while slows all of them.
+    """
     precision = Precision(measurement.cfg, measurement.process.device)
-    _run(measurement.model, x, precision)  # the first call pays for caches and kernels
-    return statistics.median(_run(measurement.model, x, precision) for _ in range(_REPEATS))
+    found: dict[int, list[float]] = {T: [] for T in time_steps}
+    samples = {}
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            samples[T], _ = measurement.first_batch(1)
+            _run(measurement.model, samples[T], precision)  # the first call pays for caches and kernels
+    for _ in range(_REPEATS):
+        for T in time_steps:
+            with _time_steps(measurement, T):
+                found[T].append(_run(measurement.model, samples[T], precision))
+    return [statistics.median(found[T]) for T in time_steps]
 
 
 @torch.no_grad()
