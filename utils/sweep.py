@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from utils.measurement import Measurement
 from utils.precision import Precision
 
-_REPEATS = 11
+_ROUNDS = (7, 51)  # at least, and at most
+_BUDGET = 3.0  # seconds for rounds beyond the least number
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]
         with _time_steps(measurement, T):
             samples[T], _ = measurement.first_batch(1)
             _run(measurement.model, samples[T], precision)  # the first call pays for caches and kernels
-    for _ in range(_REPEATS):
+    started = time.perf_counter()
+    for done in range(_ROUNDS[1]):
+        if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:
+            break
         for T in time_steps:
             with _time_steps(measurement, T):
                 found[T].append(_run(measurement.model, samples[T], precision))
