@@ -8,7 +8,7 @@ DEMO := output/train/demo
 .PHONY: help demo figures lint test format
 
 help:
-	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires"
+	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires and what it costs"
 	@echo "make test    lint, types and all tests"
 	@echo "make lint    lint and types only"
 	@echo "VENV=DIR PYTHON=python3.12 choose the environment and the interpreter"
@@ -23,12 +23,15 @@ $(STAMP): requirements.txt requirements-dev.txt
 
 demo: $(STAMP)
 	$(BIN)/python train.py -c conf/digits/1_64_15E_t4.yml --experiment demo
-	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar
+	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
+		--attention-map 4 --verify
 
 # The pictures of the README, from a run of the demo.
 figures: demo
+	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
+		--attention-map 4 --verify --sweep-T 1 2 4 8
 	cp $(DEMO)/curves.png imgs/demo_curves.png
-	cp output/firing/demo/firing.png imgs/demo_firing.png
+	for name in firing energy attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -102,8 +102,11 @@ def test_evaluation_and_firing_rates_are_the_same_with_1_2_and_3_processes(folde
         argv = ["-c", "tiny.yml", "--resume", "output/train/run/last.pth.tar", "-j", "0", "--batch-size", "50"]
         argv += ["--output", f"firing{world_size}"]
         assert in_all_ranks(folder, processes.firing_num, argv, world_size) == [0] * world_size
-        with next((folder / f"firing{world_size}").rglob("firing.csv")).open() as file:
-            results.append(list(csv.reader(file)))
+        tables = []
+        for name in ("firing.csv", "layers.csv"):
+            with next((folder / f"firing{world_size}").rglob(name)).open() as file:
+                tables += list(csv.reader(file))
+        results.append(tables)
     assert len(results[0]) > 10
     assert results[0] == results[1] == results[2]
     top1 = [line.split("top-1 ")[1].split("%")[0] for line in (folder / "output.txt").read_text().splitlines()

@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 def impossible(cfg: Config) -> Iterator[Finding]:
     """The combinations in `cfg` that cannot work."""
-    for rules in (_unavailable, _model, _pixels, _image, _splits, _mixing, _events, _training):
+    for rules in (_unavailable, _model, _pixels, _image, _splits, _mixing, _events, _training, _measurement):
         yield from rules(cfg)
 
 
@@ -186,6 +186,29 @@ def _training(cfg: Config) -> Iterator[Finding]:
         yield Finding(
             ("split_bn", "sync_bn"), "sync_bn and split_bn exclude each other; set one of them to false"
         )  # fmt: skip
+
+
+def _measurement(cfg: Config) -> Iterator[Finding]:
+    if cfg.from_rates and cfg.resume:
+        yield Finding(
+            ("from_rates", "resume"),
+            f"from_rates {cfg.from_rates} and resume {cfg.resume} exclude each other; "
+            "use resume to measure a checkpoint, from_rates for rates that were measured before",
+        )
+    if cfg.from_rates and "energy_mode" in cfg.explicit and cfg.energy_mode != "paper":
+        yield Finding(
+            ("energy_mode", "from_rates"),
+            f"energy_mode {cfg.energy_mode} needs the spikes, and from_rates has rates only; "
+            "leave energy_mode out, or set it to paper",
+        )
+    for name in ("verify", "attention_map", "sweep_T", "energy_extras"):
+        if cfg.from_rates and getattr(cfg, name):
+            yield Finding(
+                (name, "from_rates"), f"{name} needs a checkpoint, and from_rates has rates only; leave one of them out"
+            )
+    repeated = sorted({steps for steps in cfg.sweep_T or [] if (cfg.sweep_T or []).count(steps) > 1})
+    if repeated:
+        yield Finding(("sweep_T",), f"sweep_T has {_words(repeated)} more than once; write each number once")
 
 
 def _words(values: Iterable[int]) -> str:

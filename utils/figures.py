@@ -1,15 +1,22 @@
-"""The pictures: training curves of a run, firing rates of a model."""
+"""The pictures: training curves of a run, firing rates and energy of a model, a sweep over time steps."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.energy import EnergyReport
 from utils.firing import FiringRow
 from utils.runlog import SUMMARY
+from utils.tables import energy as energy_text
+
+if TYPE_CHECKING:
+    from utils.sweep import SweepPoint
 
 # Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito).
 _BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -79,4 +86,50 @@ def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
     axes.set(title=title, xlabel="firing rate (spikes per element and time step)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _plain(axes)
+    figure.savefig(target, dpi=150)
+
+
+def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
+    """Draw the energy of every layer, coloured by what its operations are."""
+    rows = report.rows
+    figure = Figure(figsize=(8, 1.0 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    unit, factor = ("mJ", 1e9) if report.total_pJ >= 1e9 else ("µJ", 1e6)
+    for kind, colour, label in (("MAC", _VERMILION, "multiply and add (MAC)"), ("AC", _BLUE, "additions (AC)")):
+        places = [i for i, row in enumerate(rows) if row.kind == kind]
+        if places:
+            axes.barh(places, [rows[i].energy_pJ / factor for i in places], color=colour, height=0.7, label=label)
+    for i, row in enumerate(rows):
+        share = f"  {row.energy_pJ / (report.total_pJ or 1):.1%}"
+        axes.text(row.energy_pJ / factor, i, share, va="center", fontsize=7)
+    axes.set_yticks(range(len(rows)), [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    figure.suptitle(f"{title}, {energy_text(report.total_pJ)} per sample\n{report.accounting}", fontsize=9)
+    axes.set_xlabel(f"energy per sample ({unit})")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _plain(axes)
+    figure.savefig(target, dpi=150)
+
+
+def draw_sweep(points: Sequence[SweepPoint], target: Path, title: str) -> None:
+    """Draw accuracy, mean firing rate, energy and latency over the number of time steps."""
+    steps = [point.time_steps for point in points]
+    unit, factor = ("mJ", 1.0) if max(point.energy_mJ for point in points) >= 1 else ("µJ", 1e3)
+    panels = (
+        ("top-1 (%)", [point.top1_percent for point in points], _VERMILION),
+        ("mean firing rate", [point.mean_firing_rate for point in points], _GREEN),
+        (f"energy per sample ({unit})", [factor * point.energy_mJ for point in points], _BLUE),
+        ("latency of one sample (ms)", [point.latency_ms for point in points], _ORANGE),
+    )
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    for axes, (label, values, colour) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.plot(steps, values, "o-", color=colour)
+        axes.set(xlabel="time steps T", title=label)
+        axes.set_xticks(steps)
+        if label != "top-1 (%)":
+            axes.set_ylim(bottom=0)
+        _plain(axes)
+    figure.suptitle(f"{title} (energy: mode {points[0].mode}, first conv {points[0].first_conv})", fontsize=10)
     figure.savefig(target, dpi=150)

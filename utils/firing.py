@@ -10,7 +10,6 @@ Legend: T time steps, B batch.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.synapse_counts import count_values
+from utils.tables import terminal
 
 _STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
 # The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
@@ -109,35 +110,37 @@ class FiringRecorder:
 
     def _hook(self, name: str) -> Any:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            per_step = output.detach().flatten(1)  # [T, B * ...]
-            # Integers: a sum in the spikes' own type rounds, in float16 beyond 2048.
-            spikes = (per_step == 1).sum(dim=1)
-            nonzero = per_step.count_nonzero(dim=1)
+            T = output.shape[0]
+            nonzero, spikes, _ = count_values(output.detach().flatten(0, 1))  # each [T * B]
+            nonzero, spikes = nonzero.view(T, -1).sum(dim=1), spikes.view(T, -1).sum(dim=1)
             if name not in self._spikes:
                 self._spikes[name] = torch.zeros_like(spikes)
                 self._nonzero[name] = torch.zeros_like(nonzero)
-            elif len(self._spikes[name]) != len(spikes):
-                raise ValueError(
-                    f"{name}: this batch has {len(spikes)} time steps, those before {len(self._spikes[name])}"
-                )
+            elif len(self._spikes[name]) != T:
+                raise ValueError(f"{name}: this batch has {T} time steps, those before {len(self._spikes[name])}")
             self._spikes[name] += spikes
             self._nonzero[name] += nonzero
-            self._elements[name] += per_step.shape[1]
+            self._elements[name] += output.numel() // T
 
         return count
 
     def rows(self, process: Process) -> list[FiringRow]:
-        """One row per tensor in order of computation, summed over all processes.
+        """One row per tensor in order of computation, summed over all processes (each must call this).
 
-        Raises ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
+        Raises:
+            ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
         """
+        # A process without samples takes part with zeros, and learns from the others how many steps there are.
+        mine = [len(self._spikes[name]) if name in self._spikes else 0 for name in self._sources]
+        with_data, *step_sums = process.sum(any(mine), *mine)
         rows = []
-        for name, elements in self._elements.items():
-            if not elements:
+        for name, step_sum in zip(self._sources, step_sums, strict=True):
+            if not step_sum:
                 raise ValueError(f"{name}: no batch passed while its spikes were counted")
-            spikes = process.sum_tensor(self._spikes[name]).tolist()
-            nonzero = process.sum_tensor(self._nonzero[name]).tolist()
-            (total,) = process.sum(elements)
+            zeros = torch.zeros(int(step_sum / with_data), dtype=torch.int64)
+            spikes = process.sum_tensor(self._spikes.get(name, zeros)).tolist()
+            nonzero = process.sum_tensor(self._nonzero.get(name, zeros)).tolist()
+            (total,) = process.sum(self._elements[name])
             if spikes != nonzero:
                 raise ValueError(f"{name}: its values are not all 0 or 1, so they cannot be counted as spikes")
             rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
@@ -152,29 +155,13 @@ def format_table(rows: list[FiringRow]) -> str:
         [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-        return "  ".join(names + numbers)
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, body)])
+    return terminal(header, body)
 
 
-def write_json(path: Path, rows: list[FiringRow], facts: dict[str, Any]) -> None:
-    """All counts and rates, with the facts of the run (accuracy, checkpoint, versions)."""
-    tensors = [
-        asdict(row)
-        | {
-            "rate": row.rate,
-            "nonzero_rate": row.nonzero_rate,
-            "mean_rate": row.mean_rate,
-            "mean_nonzero_rate": row.mean_nonzero_rate,
-        }
-        for row in rows
-    ]
-    path.write_text(json.dumps(facts | {"tensors": tensors}, indent=2) + "\n")
+def as_dict(row: FiringRow) -> dict[str, Any]:
+    """Counts and rates of one tensor, as report.json has them."""
+    rates = ("rate", "nonzero_rate", "mean_rate", "mean_nonzero_rate")
+    return asdict(row) | {name: getattr(row, name) for name in rates}
 
 
 def write_csv(path: Path, rows: list[FiringRow]) -> None:

@@ -33,6 +33,7 @@ _ema = partial(setting, group="EMA")
 _device = partial(setting, group="Precision and device")
 _distributed = partial(setting, group="Distributed")
 _checkpoint = partial(setting, group="Checkpoints")
+_measure = partial(setting, group="Measurement (firing_num.py)")
 _kept = partial(setting, group="Kept for compatibility")
 
 
@@ -219,6 +220,26 @@ class Config:
     initial_checkpoint: str = _checkpoint("", "checkpoint whose weights a new run starts from")
     checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1)
     recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0)
+
+    energy_mode: str = _measure("exact", "operations charged: those needed; MACs x entering rate; or by the paper's "
+                                "supplement S1", choices=("exact", "formula", "paper"))
+    first_conv: str = _measure("auto", "first conv charged at every time step or once (auto: once for images, which "
+                               "are the same at every step; in paper mode T x its own rate)",
+                               choices=("auto", "per_step", "once"))
+    energy_cost: str = _measure("fp32", "cost of one operation at 45 nm, MAC/AC in pJ: fp32 4.6/0.9, "
+                                "fp16 1.5/0.4, int8 0.23/0.03", choices=("fp32", "fp16", "int8"))
+    mac_pj: float | None = _measure(None, "pJ of a multiply-accumulate (null: by energy_cost)", above=0)
+    ac_pj: float | None = _measure(None, "pJ of an addition (null: by energy_cost)", above=0)
+    energy_extras: list[str] | None = _measure(None, "rows beside the synapses, never in the total",
+                                               choices=("neurons", "residual", "batchnorm", "memory"))
+    memory_pj: float = _measure(24.96, "pJ per byte of the extra row memory", above=0)
+    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N^2 D as printed in the "
+                                  "paper, or 2 N D^2 as its totals need", choices=("printed", "paper"))
+    from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
+    verify: bool = _measure(False, "prove spike-drivenness: run with additions of selected weights alone")
+    verify_samples: int = _measure(2, "samples of that proof", low=1)
+    attention_map: list[str] | None = _measure(None, "draw attention maps: a number of samples, or image files")
+    sweep_T: list[int] | None = _measure(None, "measure at each of these numbers of time steps", low=1)
 
     apex_amp: bool = _kept(False, "older name of amp", no_effect="apex is gone, it means amp")
     native_amp: bool = _kept(False, "older name of amp", no_effect="it means amp")

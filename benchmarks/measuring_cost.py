@@ -1,0 +1,87 @@
+"""What measuring costs: evaluation with and without the counters of firing_num.py.
+
+`python -m benchmarks.measuring_cost`            digits model (1-64 at 16 x 16) and CIFAR's 2-256 at 32 x 32
+`python -m benchmarks.measuring_cost --rounds 5` quicker
+
+Candidates, interleaved: `plain` (forward passes only), `firing` (spikes of every named tensor), `formula` (that, and
+the entering rate of every layer), `exact` (that, and the operations really needed). Rows are time over `plain`'s in
+the same round: 1.25 means a quarter more. The aim is below 1.5 for `formula`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import Spread, interleave, print_json, print_table
+from model import SpikeDrivenTransformer
+from utils.firing import FiringRecorder
+from utils.measurement import attention_sums
+from utils.synapses import SynapseRecorder
+
+MODELS = {
+    "1-64 at 16 x 16, batch 120": (
+        dict(img_size_h=16, img_size_w=16, in_channels=1, num_classes=10, embed_dims=64, depths=1, pooling_stat="0011"),
+        120,
+    ),
+    "2-256 at 32 x 32, batch 16": (
+        dict(img_size_h=32, img_size_w=32, num_classes=10, embed_dims=256, depths=2, pooling_stat="0011"),
+        16,
+    ),
+}
+
+
+def candidates(sizes: dict, batch: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    model = SpikeDrivenTransformer(**sizes).to(device).eval()
+    for parameter in model.parameters():  # weights that make the layers fire, as trained ones do
+        if parameter.dim() > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    x = torch.randn(batch, model.in_channels, sizes["img_size_h"], sizes["img_size_w"], device=device)
+
+    def call(*, firing: bool, synapses: bool, exact: bool = False) -> Callable[[], object]:
+        def run() -> None:
+            with contextlib.ExitStack() as stack, torch.no_grad():
+                if firing:
+                    stack.enter_context(FiringRecorder(model.spike_sources()))
+                if synapses:
+                    stack.enter_context(SynapseRecorder(model, exact=exact, sums=attention_sums(model)))
+                model(x)
+
+        return run
+
+    return {
+        "plain": call(firing=False, synapses=False),
+        "firing": call(firing=True, synapses=False),
+        "formula": call(firing=True, synapses=True),
+        "exact": call(firing=True, synapses=True, exact=True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    results: dict[str, dict[str, float]] = {}
+    rows = []
+    for name, (sizes, batch) in MODELS.items():
+        seconds = interleave(candidates(sizes, batch, device), rounds=arguments.rounds, device=device)
+        plain = seconds["plain"]
+        ratios = {
+            candidate: Spread.of([a / b for a, b in zip(values, plain, strict=True)])
+            for candidate, values in seconds.items()
+            if candidate != "plain"
+        }
+        results[name] = {candidate: ratio.median for candidate, ratio in ratios.items()}
+        rows.append([name, f"{1e3 * Spread.of(plain).median:.1f} ms", *(str(ratio) for ratio in ratios.values())])
+    print_table(["model", "plain", "firing / plain", "formula / plain", "exact / plain"], rows)
+    print_json("measuring_cost", results, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Energy from published rates: the readings of the published figure, and what is wrong with a file of rates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from golden import load_json
+
+from utils.energy import COSTS
+from utils.errors import UserError
+from utils.paper_energy import PAPER_READING, READINGS, Reading, paper_energy
+from utils.rates_file import read_rates, report_rates
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
+TENSORS = {
+    "Input": "MS_SSA_Conv{}_first_lif",
+    "VS": "MS_SSA_Conv{}_q_lif",
+    "QS": "MS_SSA_Conv{}_k_lif",
+    "KS": "MS_SSA_Conv{}_v_lif",
+    "g(QS, KS)": "MS_SSA_Conv{}_kv",
+    "Output of SDSA(·), hat VS": "MS_SSA_Conv{}_x_after_qkv",
+    "Layer 1": "MS_MLP_Conv{}_fc1_lif",
+    "Layer 2": "MS_MLP_Conv{}_fc2_lif",
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return report_rates(str(TABLE), COSTS["fp32"])
+
+
+def test_the_shipped_table_is_the_published_one(table):
+    stages = {f"Conv{i + 1}": name for i, name in enumerate(("", "1", "2", "3"))}
+    expected = {}
+    for row in load_json("paper_table_s1_8_512")["rows"]:
+        section, tensor = row["section"], row["tensor"]
+        if section == "SPS":
+            name = f"MS_SPS_lif{stages[tensor]}"
+        elif section == "Head":
+            name = "head_lif"
+        else:
+            name = TENSORS[tensor].format(int(section[1:]) - 1)
+        expected[name] = row["rate_per_step"]
+    assert table.file.rates == expected
+    assert table.file.time_steps == 4
+
+
+@pytest.mark.parametrize(
+    ("reading", "energy"),
+    [
+        (Reading("once", "feeding", "own", "mean"), 4.457),
+        (PAPER_READING, 4.408),
+        (Reading("once", "own", "feeding", "mean"), 4.331),
+        (Reading("own", "own", "feeding", "mean"), 4.107),
+        (Reading("full", "feeding", "feeding", "mean"), 5.352),
+    ],
+)
+def test_readings_of_the_published_figure(table, reading, energy):
+    assert reading in READINGS
+    assert not reading.is_estimate
+    report = paper_energy(table.file.shape, table.file.rates, reading)
+    assert report.total_mJ == pytest.approx(energy, abs=5e-4)
+
+
+def test_at_entering_rates_attention_saves_far_less(table):
+    text = dict(table.sections())
+    (twin,) = (value for title, value in text.items() if title.startswith("ANN twin"))
+    assert "41.77 mJ (published 41.77)" in twin
+    assert "39.43 mJ" in twin
+    assert "35.0 x" in twin
+    assert "really enters q, k, v, and f as printed: self-attention 4.1 x" in twin
+    (readings,) = (value for title, value in text.items() if title.startswith("Readings"))
+    for figure in ("4.408", "4.457", "5.352", "published: 4.50 mJ"):
+        assert figure in readings
+    assert readings.count("~") == 3  # two estimates and what the sign means
+
+
+def test_the_mode_stands_beside_the_total(table):
+    titles = [title for title, _ in table.sections()]
+    assert any("mode paper" in title and "not measured power" in title for title in titles)
+
+
+def test_other_costs_scale_the_energy(table):
+    cheap = report_rates(str(TABLE), COSTS["int8"])
+    assert cheap.chosen.total_mJ < table.chosen.total_mJ / 10
+    assert "int8" in cheap.chosen.accounting
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Write a copy of the shipped table, changed, and return the message it ends in."""
+
+    def spoil(change):
+        content = json.loads(TABLE.read_text())
+        change(content)
+        path = tmp_path / "rates.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError) as caught:
+            read_rates(str(path))
+        assert str(path) in str(caught.value)
+        return str(caught.value)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda c: c.pop("model"), "needs 'model'"),
+        (lambda c: c["model"].update(embed_dim=512), "'embed_dim' is unknown; valid: depths, embed_dims"),
+        (lambda c: c["model"].update(depths=0), "depths is 0; give a positive number"),
+        (lambda c: c["model"].update(depths=True), "depths is True"),
+        (lambda c: c["model"].update(pooling_stat=1111), "pooling_stat 1111"),
+        (lambda c: c["model"].update(depths=9), "no rates for MS_SSA_Conv8_first_lif (block 9 input)"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2]), "time steps"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, 1.5]), "MS_SPS_lif has rate 1.5"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, "x"]), "MS_SPS_lif has rate 'x'"),
+        (lambda c: c["tensors"][0].update(rate=0.1), "one value per time step"),
+        (lambda c: c["tensors"].append({"rate": [1]}), "needs 'name' and 'rate'"),
+        (lambda c: c.update(tensors={}), "must be an object and 'tensors' a list"),
+        (lambda c: c.update(published={"spiking_mJ": "4.5"}), "numbers above 0"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong(spoilt, change, expected):
+    assert expected in spoilt(change)
+
+
+def test_a_file_that_is_none(tmp_path):
+    (tmp_path / "a.json").write_text("rates")
+    for path, expected in (("missing.json", "No such file"), ("a.json", "no JSON"), (".", "directory")):
+        with pytest.raises(UserError, match=expected):
+            read_rates(str(tmp_path / path))
