@@ -1,0 +1,217 @@
+"""How every benchmark here measures: A and B interleaved in one process, medians with spread, one JSON line.
+
+A clock that drifts (heat, other users of the machine) then hits all candidates alike, and a ratio is taken within
+each round, so it is steadier than the quotient of two medians measured at different times. Memory is measured in
+child processes, one per candidate, because a peak cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from utils.reproduce import git_commit, versions
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 2.0**20
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of `n` values."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Raises ValueError without values."""
+        if not values:
+            raise ValueError("nothing was measured")
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high, len(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for queued work; nothing to wait for on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    repeats: int = 1,
+    device: torch.device | None = None,
+) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, one value per round.
+
+    A round calls every candidate once (`repeats` times in a row, for short calls, and divides), starting with
+    another one each time, so that none always runs after the same neighbour.
+
+    Args:
+        candidates: name -> a call that does the whole work to be timed.
+        rounds: values per candidate.
+        warmup: calls before the first timed one.
+        device: what to synchronize with (default: the CPU).
+
+    Returns:
+        name -> `rounds` seconds, the same index being the same round.
+    """
+    device = device or torch.device("cpu")
+    names = list(candidates)
+    for name in names:
+        for _ in range(warmup):
+            candidates[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            call = candidates[name]
+            synchronize(device)
+            started = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            synchronize(device)
+            seconds[name].append((time.perf_counter() - started) / repeats)
+    return seconds
+
+
+def speedup(seconds: Mapping[str, Sequence[float]], baseline: str, name: str) -> Spread:
+    """How many times faster `name` is than `baseline`: the ratio of each round."""
+    return Spread.of([a / b for a, b in zip(seconds[baseline], seconds[name], strict=True)])
+
+
+class PeakMemory:
+    """The largest memory in use inside a `with` block, in MiB.
+
+    On CUDA the allocator's own peak. On a CPU the peak of the resident set (VmHWM, reset through
+    /proc/self/clear_refs where the system has it, else the peak of the whole process).
+
+    Attributes:
+        before: in use on entry. peak: the largest until exit.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = 0.0
+        self.peak = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device) / MIB
+        else:
+            # Where that is not possible the peak since the start of the process is read: an upper bound.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+            self.before = _resident("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            synchronize(self.device)
+            self.peak = torch.cuda.max_memory_allocated(self.device) / MIB
+        else:
+            self.peak = _resident("VmHWM")
+
+
+def _resident(field: str) -> float:
+    """A field of /proc/self/status in MiB; the peak of the process on systems without."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def in_child(module: str, arguments: Sequence[str], python: str = sys.executable) -> dict[str, Any]:
+    """Run `python -m module arguments` and return the JSON object on the last line of its output.
+
+    Raises:
+        RuntimeError: the child failed; with the end of what it wrote.
+    """
+    command = [python, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Hardware, versions and git commit: what a figure means nothing without."""
+    device = device or torch.device("cpu")
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return {"machine": facts, "versions": versions(), "commit": git_commit()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def flops_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, rounds: int = 5) -> dict[str, float]:
+    """GFLOP/s this machine reaches in a square matrix product and in a 3x3 convolution (channels-last)."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    channels, side, batch = 256, 16, 32
+    x = torch.randn(batch, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    w = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        seconds = interleave(
+            {"matmul": lambda: a @ a, "conv": lambda: F.conv2d(x, w, padding=1)}, rounds=rounds, device=device
+        )
+    work = {"matmul": 2 * size**3, "conv": 2 * batch * side**2 * channels**2 * 9}
+    return {name: work[name] / Spread.of(seconds[name]).median / 1e9 for name in work}
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table, readable in a terminal and ready for RESULTS.md."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    for index, line in enumerate((header, *rows)):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+        if index == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def print_json(benchmark: str, results: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """The one line for machines that ends every benchmark."""
+    print(json.dumps({"benchmark": benchmark, "argv": sys.argv[1:], **machine(device), "results": results}))
