@@ -73,8 +73,8 @@ class Config:
 
     spike_mode: str = _neuron("lif", "neuron: leaky integrate-and-fire, or with a learnable time constant",
                               choices=("lif", "plif"))
-    neuron_backend: str = _neuron("auto", "kernels (auto: cupy on CUDA where it works, else torch)",
-                                  choices=("auto", "cupy", "torch"))
+    neuron_backend: str = _neuron("auto", "kernels (auto: the fastest measured, cpp on a CPU; on CUDA cupy "
+                                  "where it works)", choices=("auto", "cupy", "torch", "cpp", "triton", "lean"))
     neuron_dtype: str = _neuron("float32", "membrane state under mixed precision (published runs: input, "
                                 "the precision of the layer's input)", choices=("float32", "input"))
 
