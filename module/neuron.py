@@ -113,7 +113,7 @@ def choose_backend(choice: str, device: str, dtype: torch.dtype, ours: bool) -> 
         choice: one of `BACKENDS`.
         device: the input's device type.
         dtype: the dtype the kernel would get.
-        ours: whether this project's kernels compute this neuron: see `_PerForwardState.standard`.
+        ours: whether this project's kernels compute this neuron: see `SpikingNode.standard`.
 
     Raises:
         ValueError: a backend other than `auto` that cannot run on this input, with the reason.
@@ -150,7 +150,7 @@ def _why_not(choice: str, device: str, dtype: torch.dtype, ours: bool) -> str | 
     return why_triton_cannot_be_used() if choice == "triton" else None
 
 
-class _PerForwardState(nn.Module):
+class SpikingNode(nn.Module):
     """Gives a SpikingJelly node a state that lives for one forward pass.
 
     Mixed in before a SpikingJelly node. The state is reset on entry, so neither the batch size nor the mode of an
@@ -225,12 +225,17 @@ class _PerForwardState(nn.Module):
         return f"{super().extra_repr()}, backend_choice={self.backend_choice}, neuron_dtype={self.neuron_dtype}"
 
 
-class LIF(_PerForwardState, sj_neuron.LIFNode):
+class LIF(SpikingNode, sj_neuron.LIFNode):
     """Leaky integrate-and-fire, H[t] = V[t-1] + (X[t] - V[t-1]) / 2, fires where H >= v_threshold."""
 
 
-class ParametricLIF(_PerForwardState, sj_neuron.ParametricLIFNode):
+class ParametricLIF(SpikingNode, sj_neuron.ParametricLIFNode):
     """LIF whose 1/tau = sigmoid(w) is learned, one scalar `w` per layer (Fang et al., ICCV 2021)."""
+
+
+def backend_of(module: nn.Module, x: Tensor) -> str | None:
+    """What runs for the input `x`, or None if `module` is no neuron of this project."""
+    return module.backend_for(x) if isinstance(module, SpikingNode) else None
 
 
 def check_neuron_settings(spike_mode: str, backend: str, neuron_dtype: str) -> None:
@@ -287,5 +292,5 @@ def set_neuron_backend(model: nn.Module, backend: str) -> None:
     """
     check_neuron_settings("lif", backend, "float32")
     for module in model.modules():
-        if isinstance(module, _PerForwardState):
+        if isinstance(module, SpikingNode):
             module.backend_choice = backend
