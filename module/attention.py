@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module import fused_ops
-from module.fused import can_fuse_neurons, can_fuse_norms, norm_add, norm_neuron, norms_neuron, over_time, watched
+from module.fused import (
+    can_fuse_neurons,
+    can_fuse_norms,
+    is_folded,
+    norm_add,
+    norm_neuron,
+    norms_neuron,
+    over_time,
+    watched,
+)
 from module.neuron import LIF, SpikingNode, make_neuron
 
 # Threshold of the neuron that turns the token sum into a channel mask.
@@ -120,16 +129,20 @@ class MS_SSA_Conv(nn.Module):
         between = (self.k_pool, self.v_pool, self.kv_before, self.kv_pool, self.x_pool)
         if watched(self.q_conv, self.k_conv, self.v_conv, *between):
             return False
-        alike = len({norm.eps for norm in norms}) == 1 and len({n.v_threshold for n in neurons[:3]}) == 1
-        return alike and can_fuse_norms(s, *norms) and can_fuse_neurons(s, *neurons)
+        if len({neuron.v_threshold for neuron in neurons[:3]}) > 1 or not can_fuse_neurons(s, *neurons):
+            return False
+        return is_folded(*norms) or (can_fuse_norms(s, *norms) and len({norm.eps for norm in norms}) == 1)
 
     def _attend_fused(self, s: Tensor) -> Tensor:
         """As `_attend`: one product for q, k, v, and sums over tokens per channel, for which heads do not matter."""
         assert isinstance(self.q_lif, SpikingNode)
         assert isinstance(self.talking_heads_lif, SpikingNode)
-        weight = torch.cat([self.q_conv.weight, self.k_conv.weight, self.v_conv.weight])  # [3 D, D, 1, 1]
-        qkv = F.conv2d(s.flatten(0, 1), weight).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
-        qkv = norms_neuron([self.q_bn, self.k_bn, self.v_bn], self.q_lif, qkv, len(s))
+        convs, norms = (self.q_conv, self.k_conv, self.v_conv), [self.q_bn, self.k_bn, self.v_bn]
+        weight = torch.cat([conv.weight for conv in convs])  # [3 D, D, 1, 1]
+        biases = [conv.bias for conv in convs if conv.bias is not None]  # none, or all where BatchNorm was folded
+        bias = torch.cat(biases) if biases else None
+        qkv = F.conv2d(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
+        qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
         y, _ = fused_ops.attend(qkv, self.talking_heads_lif.decay(qkv), *self.talking_heads_lif.constants())
         return y
 

@@ -20,11 +20,15 @@ def run_again_in_backward(block: nn.Module, x: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _without_running_statistics(block: nn.Module) -> Iterator[None]:
     """The second forward pass sees the same batch: it must not enter the running statistics twice."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [None if count is None else count.clone() for _, count in before]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, tracked), count in zip(norms, before, counts, strict=True):
+            norm.momentum = momentum
+            if tracked is not None and count is not None:
+                tracked.copy_(count)

@@ -45,6 +45,11 @@ def can_fuse_norms(x: Tensor, *norms: nn.Module) -> bool:
     return not watched(*norms) and (norms[0].training or not torch.is_grad_enabled())
 
 
+def is_folded(*norms: nn.Module) -> bool:
+    """Whether BatchNorms were folded into their convolutions."""
+    return all(type(norm) is nn.Identity for norm in norms) and not watched(*norms)
+
+
 def can_fuse_neurons(x: Tensor, *neurons: nn.Module) -> bool:
     """Whether the neurons run on the compiled kernels for an input like `x`."""
     return not watched(*neurons) and all(backend_of(neuron, x) == "cpp" for neuron in neurons)
@@ -85,16 +90,19 @@ def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: SpikingNode, x: Tensor
     return spikes
 
 
-def norm_add(norm: nn.Module, x: Tensor, residual: Tensor, neuron: nn.Module) -> Tensor:
-    """`norm(x) + residual`, all `[T, B, C, H, W]`; fused where `neuron`, one of the same model, would be."""
-    if x.dtype == residual.dtype and can_fuse_norms(x, norm) and backend_of(neuron, x) == "cpp":
+def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None, neuron: nn.Module) -> Tensor:
+    """`norm(x)`, plus `residual` if there is one, all `[T, B, C, H, W]`; compiled where `neuron`, one of the same
+    model, would be."""
+    same = residual is None or x.dtype == residual.dtype
+    if same and can_fuse_norms(x, norm) and backend_of(neuron, x) == "cpp":
         assert isinstance(norm, nn.BatchNorm2d)
         if not norm.training:
             return fused_ops.affine_add(x, *_running_affine(norm), residual)
         out, mean, var = fused_ops.bn_add(x, norm.weight, norm.bias, residual, norm.eps)
         _update_running(norm, mean, var, x.numel() // x.shape[2])
         return out
-    return over_time(norm, x) + residual
+    y = over_time(norm, x)
+    return y if residual is None else y + residual
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -52,17 +52,21 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, decay: Tensor, steps: int, thresh
     return empty_spikes(with_channels(x), steps)
 
 
+def _added(residual: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if residual is None else same_layout(residual, x, x.dtype)
+
+
 @torch.library.custom_op("sdt::affine_add", mutates_args=())
-def affine_add(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
-    """`x * scale + shift + residual`."""
+def affine_add(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tensor:
+    """`x * scale + shift`, plus `residual` if there is one."""
     x = with_channels(x)
     out = torch.empty_like(x)
-    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), same_layout(residual, x, x.dtype), out)
+    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), _added(residual, x), out)
     return out
 
 
 @affine_add.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tensor:
     return torch.empty_like(with_channels(x))
 
 
@@ -193,18 +197,20 @@ bn_lif.register_autograd(_bn_lif_grad, setup_context=_setup_bn_lif)
 
 
 @torch.library.custom_op("sdt::bn_add", mutates_args=())
-def bn_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm of `x` plus `residual`, and the batch's mean and biased variance `[C]` (float64)."""
+def bn_add(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm of `x`, plus `residual` if there is one; and the batch's mean and biased variance `[C]` (float64)."""
     x = with_channels(x)
     mean, var = cpu_kernels.mean_and_variance(x)
     out = torch.empty_like(x)
     scale, shift = affine_of(mean, var, weight, bias, eps)
-    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), same_layout(residual, x, x.dtype), out)
+    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), _added(residual, x), out)
     return out, mean, var
 
 
 @bn_add.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     channels = weight.new_empty(weight.shape, dtype=torch.float64)
     return torch.empty_like(with_channels(x)), channels, torch.empty_like(channels)
 
@@ -231,7 +237,8 @@ def _(
 
 
 def _setup_bn_add(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, _, ctx.eps = inputs
+    x, weight, bias, residual, ctx.eps = inputs
+    ctx.adds = residual is not None
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
     ctx.save_for_backward(x, weight, bias, mean, var)
@@ -239,7 +246,7 @@ def _setup_bn_add(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _bn_add_grad(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
     gx, gw, gb = bn_add_backward(g, *ctx.saved_tensors, ctx.eps)
-    return gx, gw, gb, g, None
+    return gx, gw, gb, g if ctx.adds else None, None
 
 
 bn_add.register_autograd(_bn_add_grad, setup_context=_setup_bn_add)

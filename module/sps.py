@@ -96,7 +96,8 @@ class MS_SPS(nn.Module):
             x = norm_neuron(bn, lif, over_time(conv, x), steps)
             x = over_time(pool, x)  # spikes [T, B, c, h, w]
         # The last pool acts on membrane values: its result is the shortcut around the position stage.
-        x = over_time(self.maxpool3, over_time(self.proj_bn3, over_time(self.proj_conv3, x)))  # [T, B, D, H', W']
+        x = norm_add(self.proj_bn3, over_time(self.proj_conv3, x), None, self.proj_lif3)
+        x = over_time(self.maxpool3, x)  # [T, B, D, H', W']
         return norm_add(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(x)), x, self.proj_lif3)
 
     def _first_input(self, x: Tensor) -> Tensor:
