@@ -119,6 +119,8 @@ def choose_backend(choice: str, device: str, dtype: torch.dtype, ours: bool) -> 
         ValueError: a backend other than `auto` that cannot run on this input, with the reason.
     """
     if choice == "auto":
+        if device == "meta":
+            return "lean" if ours else "torch"  # shapes only
         if device == "cpu":
             best = _best_on_cpu() if ours else "torch"
             return "lean" if best == "cpp" and dtype not in cpu_kernels.DTYPES else best
@@ -191,7 +193,7 @@ class SpikingNode(nn.Module):
 
     def backend_for(self, x: Tensor) -> str:
         """What runs for the input `x`. Raises ValueError when the backend asked for cannot."""
-        own = self.backend_choice in KERNELS or x.device.type == "cpu"
+        own = self.backend_choice in KERNELS or x.device.type in ("cpu", "meta")
         dtype = x.dtype if own else self._spikingjelly_dtype(x)
         return choose_backend(self.backend_choice, x.device.type, dtype, self.standard(x))
 
