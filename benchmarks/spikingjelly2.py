@@ -103,10 +103,9 @@ def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
     sizes_of = sizes.arguments(args.size)
     torch.manual_seed(0)
     names = ("in_channels", "num_classes", "embed_dims", "depths", "pooling_stat")
-    backend = "triton" if device.type == "cuda" else "torch"
-    model = theirs.SpikeDrivenTransformer(
-        T=4, num_heads=8, backend=backend, **{name: sizes_of[name] for name in names if name in sizes_of}
-    ).to(device)
+    # Its defaults choose its kernels; detach_reset as published, and as ours.
+    own = {name: sizes_of[name] for name in names if name in sizes_of}
+    model = theirs.SpikeDrivenTransformer(T=4, num_heads=8, detach_reset=True, **own).to(device)
     model.train(not args.evaluation)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     x, y = sizes.batch(args.size, batch, device)

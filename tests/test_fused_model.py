@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainSDT
@@ -210,3 +211,22 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(training):
         compiled = torch.compile(build(depths=1).train(training), backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(x)[0].detach(), model(x)[0].detach()) < TOLERANCE
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_thirty_training_steps_have_the_golden_losses(name):
+    meta, tensors = load_tensors(f"trajectory_{name}")
+    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model.load_state_dict(under(tensors, "init"), strict=True)
+    settings = dict(lr=meta["lr"], weight_decay=meta["weight_decay"], filter_bias_and_bn=True)
+    optimizer = create_optimizer_v2(model, opt=meta["opt"], **settings)
+    inputs, targets = tensors["inputs"], tensors["targets"]
+    losses = []
+    for step in range(meta["steps"]):
+        at = step % len(inputs)
+        loss = F.cross_entropy(model.train()(inputs[at])[0], targets[at])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert relative_error(torch.stack(losses), tensors["losses"]) < 1e-7  # the golden data's README

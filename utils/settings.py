@@ -193,6 +193,8 @@ class Config:
     amp_dtype: str = _device("auto", "lower precision of amp (auto: float16 on CUDA, as published; bfloat16)",
                              choices=("auto", "float16", "bfloat16"))
     compile: bool = _device(False, "compile the model with torch.compile")
+    grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
+                                       "block again: less memory, slower, the same numbers")
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
     local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",
