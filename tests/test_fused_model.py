@@ -112,20 +112,25 @@ def test_folding_in_training_mode_is_refused():
         build().train().fuse()
 
 
+WATCHED = (
+    *("proj_conv", "proj_bn", "proj_lif", "proj_bn3", "rpe_bn", "talking_heads_lif", "kv_before"),
+    *("v_conv", "v_bn", "v_lif", "fc1_bn", "fc2_lif"),
+)
+
+
 @needs_kernels
 def test_a_watched_module_is_executed_by_itself():
-    model = build().eval()
+    model = build(depths=1).eval()
     x = images(model)
     with torch.no_grad():
         unwatched = model(x)[0]
         for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d) or hasattr(module, "backend_choice"):
+            if name.endswith(WATCHED):
                 seen: list[Tensor] = []
                 handle = module.register_forward_hook(lambda m, args, output, seen=seen: seen.append(args[0]))
                 assert relative_error(model(x)[0], unwatched) < TOLERANCE, name
                 handle.remove()
-                unused = name.endswith(("attn_lif", "rpe_lif"))
-                assert len(seen) == (0 if unused else 1), name
+                assert len(seen) == 1, name
                 if name == "patch_embed.proj_conv":
                     assert len(seen[0]) == model.T * len(x)  # per step, as energy is counted
 
