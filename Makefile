@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 DEMO := output/train/demo
 
-.PHONY: help demo figures lint test format
+.PHONY: help demo figures lint test format bench bench-gpu
 
 help:
 	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires and what it costs"
 	@echo "make test    lint, types and all tests"
+	@echo "make bench   speed and memory on this machine's CPU, as ratios to the published computation (some minutes)"
+	@echo "make bench-gpu  the same on a CUDA device, with the ImageNet sizes"
 	@echo "make lint    lint and types only"
 	@echo "VENV=DIR PYTHON=python3.12 choose the environment and the interpreter"
 
@@ -44,3 +46,25 @@ test: lint
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.train_step --device cpu --size cifar
+	$(BIN)/python -m benchmarks.train_step --device cpu --size digits --rounds 9
+	$(BIN)/python -m benchmarks.inference --device cpu --size cifar --no-memory
+	$(BIN)/python -m benchmarks.inference --device cpu --size digits --rounds 9 --no-memory
+	$(BIN)/python -m benchmarks.neuron --device cpu
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size cifar
+	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size digits --rounds 9
+
+# The golden tests on every backend first: a fast wrong answer is worth nothing.
+bench-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+	for dtype in float32 float16 bfloat16; do $(BIN)/python -m benchmarks.neuron --device cuda --dtype $$dtype || exit 1; done
+	for size in cifar imagenet-384 imagenet-768; do \
+	  $(BIN)/python -m benchmarks.train_step --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16 \
+	    ours:fp16:nhwc:triton ours:bf16:nhwc:triton ours:bf16:nhwc:triton:compile ours:bf16:nhwc:triton:checkpoint && \
+	  $(BIN)/python -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:fuse \
+	    ours:bf16:nhwc:triton:fuse ours:bf16:nhwc:triton:fuse:compile && \
+	  $(BIN)/python -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 || exit 1; \
+	done

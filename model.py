@@ -13,6 +13,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from module.block import MS_Block_Conv
+from module.checkpointing import run_again_in_backward
+from module.folding import fold_batchnorm
 from module.neuron import check_neuron_settings, make_neuron
 from module.sps import MS_SPS
 
@@ -103,6 +105,7 @@ class SpikeDrivenTransformer(nn.Module):
         self.num_heads = num_heads
         self.mlp_ratios = mlp_ratios
         self.pooling_stat = pooling_stat
+        self.grad_checkpointing = False
 
         neuron: dict[str, Any] = dict(spike_mode=spike_mode, backend=backend, neuron_dtype=neuron_dtype)
         self.patch_embed = MS_SPS(in_channels, embed_dims, pooling_stat, **neuron)
@@ -155,8 +158,28 @@ class SpikeDrivenTransformer(nn.Module):
         """Images or event frames -> membrane values averaged over space, `[T, B, D]`."""
         x = self.patch_embed(self._to_time_first(x))
         for block in self.block:
-            x = block(x)
+            x = run_again_in_backward(block, x) if self._checkpoints_blocks() else block(x)
         return x.mean(dim=(3, 4))
+
+    def _checkpoints_blocks(self) -> bool:
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass and compute the block again there: less memory,
+        one more forward pass of the blocks, the same gradients. (The name is timm's.)"""
+        self.grad_checkpointing = enable
+
+    def fuse(self) -> SpikeDrivenTransformer:
+        """Fold every BatchNorm into the convolution before it, for evaluation; in place, and returned.
+
+        The model computes the same with fewer operations and can no longer be trained; its state dict has other
+        keys than a checkpoint's, so load weights first.
+
+        Raises:
+            ValueError: in training mode; call `eval()` first.
+        """
+        fold_batchnorm(self)
+        return self
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Membrane values `[T, B, D]` -> logits `[B, K]`, or `[T, B, K]` with TET."""

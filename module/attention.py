@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import functools
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from module.neuron import make_neuron
-from module.sps import over_time
+from module import fused_ops
+from module.fused import (
+    can_fuse_neurons,
+    can_fuse_norms,
+    is_folded,
+    norm_add,
+    norm_neuron,
+    norms_neuron,
+    over_time,
+    watched,
+)
+from module.neuron import LIF, SpikingNode, make_neuron
 
 # Threshold of the neuron that turns the token sum into a channel mask.
 ATTENTION_THRESHOLD = 0.5
@@ -90,20 +102,49 @@ class MS_SSA_Conv(nn.Module):
         return x.transpose(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W = x.shape[-2:]
         s = self.shortcut_lif(x)
-        q = self.q_lif(over_time(self.q_bn, over_time(self.q_conv, s)))
-        k = self.k_pool(self.k_lif(over_time(self.k_bn, over_time(self.k_conv, s))))
-        v = self.v_pool(self.v_lif(over_time(self.v_bn, over_time(self.v_conv, s))))
+        y = self._attend_fused(s) if self._can_fuse(s) else self._attend(s)
+        y = self.x_after_qkv(y)  # [T, B, D, H, W]
+        return norm_add(self.proj_bn, over_time(self.proj_conv, y), x, self.shortcut_lif)
+
+    def _attend(self, s: Tensor) -> Tensor:
+        """Spikes `[T, B, D, H, W]` -> masked q, the same shape; layer by layer."""
+        H, W = s.shape[-2:]
+        q = norm_neuron(self.q_bn, self.q_lif, over_time(self.q_conv, s))
+        k = self.k_pool(norm_neuron(self.k_bn, self.k_lif, over_time(self.k_conv, s)))
+        v = self.v_pool(norm_neuron(self.v_bn, self.v_lif, over_time(self.v_conv, s)))
 
         kv = self.kv_before(self._split_heads(k) * self._split_heads(v))  # AND of spikes, [T, B, h, N, D/h]
         kv = self.kv_pool(kv).sum(dim=3, keepdim=True)  # [T, B, h, 1, D/h]
         mask = self.talking_heads_lif(kv)
         y = self.x_pool(self._split_heads(q) * mask)  # [T, B, h, N, D/h]
+        return y.transpose(3, 4).flatten(2, 3).unflatten(3, (H, W))  # [T, B, D, H, W]
 
-        y = y.transpose(3, 4).flatten(2, 3).unflatten(3, (H, W))  # [T, B, D, H, W]
-        y = self.x_after_qkv(y)
-        return over_time(self.proj_bn, over_time(self.proj_conv, y)) + x
+    def _can_fuse(self, s: Tensor) -> bool:
+        """Whether q, k, v can be one product and the attention one operator: nothing watched in between."""
+        if not isinstance(self.k_pool, nn.Identity) or not isinstance(self.q_lif, LIF):
+            return False  # event mode pools over tokens and channels; parametric neurons have a tau each
+        norms = (self.q_bn, self.k_bn, self.v_bn)
+        neurons = (self.q_lif, self.k_lif, self.v_lif, self.talking_heads_lif)
+        between = (self.k_pool, self.v_pool, self.kv_before, self.kv_pool, self.x_pool)
+        if watched(self.q_conv, self.k_conv, self.v_conv, *between):
+            return False
+        if len({neuron.v_threshold for neuron in neurons[:3]}) > 1 or not can_fuse_neurons(s, *neurons):
+            return False
+        return is_folded(*norms) or (can_fuse_norms(s, *norms) and len({norm.eps for norm in norms}) == 1)
+
+    def _attend_fused(self, s: Tensor) -> Tensor:
+        """As `_attend`: one product for q, k, v, and sums over tokens per channel, for which heads do not matter."""
+        assert isinstance(self.q_lif, SpikingNode)
+        assert isinstance(self.talking_heads_lif, SpikingNode)
+        convs, norms = (self.q_conv, self.k_conv, self.v_conv), [self.q_bn, self.k_bn, self.v_bn]
+        weight = torch.cat([conv.weight for conv in convs])  # [3 D, D, 1, 1]
+        biases = [conv.bias for conv in convs if conv.bias is not None]  # none, or all where BatchNorm was folded
+        bias = torch.cat(biases) if biases else None
+        qkv = F.conv2d(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
+        qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
+        y, _ = fused_ops.attend(qkv, self.talking_heads_lif.decay(qkv), *self.talking_heads_lif.constants())
+        return y
 
     def spike_sources(self, prefix: str) -> dict[str, nn.Module]:
         """Published hook name -> the submodule whose output is that spike tensor, in order of computation."""

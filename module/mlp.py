@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from module.fused import norm_add, norm_neuron, over_time
 from module.neuron import make_neuron
-from module.sps import over_time
 
 
 class MS_MLP_Conv(nn.Module):
@@ -36,13 +36,13 @@ class MS_MLP_Conv(nn.Module):
         self.fc2_bn = nn.BatchNorm2d(in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        a = over_time(self.fc1_bn, over_time(self.fc1_conv, self.fc1_lif(x)))  # [T, B, hidden, H, W]
+        a = over_time(self.fc1_conv, self.fc1_lif(x))  # [T, B, hidden, H, W]
         if self.shortcut_after_fc1:
-            a = a + x
-            shortcut = a
-        b = over_time(self.fc2_bn, over_time(self.fc2_conv, self.fc2_lif(a)))  # [T, B, D, H, W]
-        return b + shortcut
+            x = norm_add(self.fc1_bn, a, x, self.fc1_lif)
+            s = self.fc2_lif(x)
+        else:
+            s = norm_neuron(self.fc1_bn, self.fc2_lif, a)
+        return norm_add(self.fc2_bn, over_time(self.fc2_conv, s), x, self.fc2_lif)  # [T, B, D, H, W]
 
     def spike_sources(self, prefix: str) -> dict[str, nn.Module]:
         """Published hook name -> the submodule whose output is that spike tensor."""

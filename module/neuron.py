@@ -2,7 +2,8 @@
 
 The dynamics are SpikingJelly's (`LIFNode`, `ParametricLIFNode`, multi-step mode). This file adds what a model
 that is called like any other PyTorch model needs: the membrane potential lives for one forward pass only, is
-kept in float32 under autocast, and the CuPy kernels are used exactly where they work.
+kept in float32 under autocast, and each input goes to the fastest kernel that works for it: SpikingJelly's own
+(`torch`, `cupy`) or those of this project (`cpp`, `triton`, `lean`; see `module.neuron_ops`).
 
 Legend: T time steps, B batch, `*` any further dimensions.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import warnings
 from typing import Any
 
@@ -24,8 +26,13 @@ with warnings.catch_warnings():
     from spikingjelly.activation_based import neuron as sj_neuron
     from spikingjelly.activation_based import surrogate
 
+from module import cpu_kernels
+from module.neuron_ops import KERNELS, lif, state_dtype
+
+_logger = logging.getLogger("sdt")
+
 SPIKE_MODES = ("lif", "plif")
-BACKENDS = ("auto", "torch", "cupy")
+BACKENDS = ("auto", "torch", "cupy", *KERNELS)
 NEURON_DTYPES = ("float32", "input")
 
 # The dtypes for which SpikingJelly ships kernels ("float" and "half2").
@@ -77,7 +84,75 @@ def why_cupy_cannot_be_used() -> str | None:
     return None if total == 8.0 else f"a CuPy kernel returned {total} instead of 8.0"
 
 
-class _PerForwardState(nn.Module):
+@functools.cache
+def why_triton_cannot_be_used() -> str | None:
+    """The reason why Triton kernels cannot run here, or None when they can."""
+    from module import triton_kernels
+
+    return triton_kernels.why_unusable()
+
+
+@functools.cache
+def _best_on_cpu() -> str:
+    """`cpp`, or `lean` and one line with the reason."""
+    reason = cpu_kernels.why_unusable()
+    if reason is None:
+        return "cpp"
+    _logger.warning(f"warning: neurons run on vectorised torch, not on compiled kernels: {reason}")
+    return "lean"
+
+
+@torch.compiler.assume_constant_result
+def choose_backend(choice: str, device: str, dtype: torch.dtype, ours: bool) -> str:
+    """The backend that runs for an input.
+
+    `auto` is the fastest that was measured on that kind of device (benchmarks/RESULTS.md): the compiled kernels on a
+    CPU; on CUDA SpikingJelly's CuPy kernels where they work.
+
+    Args:
+        choice: one of `BACKENDS`.
+        device: the input's device type.
+        dtype: the dtype the kernel would get.
+        ours: whether this project's kernels compute this neuron: see `SpikingNode.standard`.
+
+    Raises:
+        ValueError: a backend other than `auto` that cannot run on this input, with the reason.
+    """
+    if choice == "auto":
+        if device == "meta":
+            return "lean" if ours else "torch"  # shapes only
+        if device == "cpu":
+            best = _best_on_cpu() if ours else "torch"
+            return "lean" if best == "cpp" and dtype not in cpu_kernels.DTYPES else best
+        usable = device == "cuda" and dtype in _CUPY_DTYPES and why_cupy_cannot_be_used() is None
+        return "cupy" if usable else "torch"
+    if reason := _why_not(choice, device, dtype, ours):
+        raise ValueError(f"neuron backend {choice!r} cannot be used: {reason}. Use 'auto' or 'torch'.")
+    return choice
+
+
+def _why_not(choice: str, device: str, dtype: torch.dtype, ours: bool) -> str | None:
+    """The reason why a backend cannot run, or None."""
+    if choice == "torch":
+        return None
+    if choice == "cupy":
+        if device != "cuda":
+            return f"the input is on {device}, not on a CUDA device"
+        if dtype not in _CUPY_DTYPES:
+            return f"the input is {dtype}; the kernels exist for {_CUPY_DTYPES}"
+        return why_cupy_cannot_be_used()
+    if not ours:
+        return "it computes hard reset to 0 with SpikingJelly's sigmoid surrogate and a float32 state only"
+    if choice == "cpp":
+        if device != "cpu":
+            return f"the input is on {device}, not on a CPU"
+        if dtype not in cpu_kernels.DTYPES:
+            return f"the input is {dtype}; the kernels exist for {cpu_kernels.DTYPES}"
+        return cpu_kernels.why_unusable()
+    return why_triton_cannot_be_used() if choice == "triton" else None
+
+
+class SpikingNode(nn.Module):
     """Gives a SpikingJelly node a state that lives for one forward pass.
 
     Mixed in before a SpikingJelly node. The state is reset on entry, so neither the batch size nor the mode of an
@@ -90,14 +165,18 @@ class _PerForwardState(nn.Module):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Spikes `[T, B, *]` (0 or 1, in `x_seq`'s dtype) for the input current `x_seq` `[T, B, *]`."""
+        backend = self.backend_for(x_seq)
+        if backend in KERNELS:
+            return lif(x_seq, self.decay(x_seq), x_seq.shape[0], *self.constants(), backend)
+        return self._spikingjelly_forward(x_seq, backend)
+
+    def _spikingjelly_forward(self, x_seq: Tensor, backend: str) -> Tensor:
         node: Any = self
         node.reset()
         # Neither autocast nor a half-precision input may lower the state's precision unless asked to: near the
         # threshold, rounding decides whether a neuron fires.
-        upcast = self.neuron_dtype == "float32" and x_seq.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(x_seq.device.type, enabled=False):
-            current = x_seq.float() if upcast else x_seq
-            backend = self._backend_for(current)
+            current = x_seq.to(self._spikingjelly_dtype(x_seq))
             if node.backend != backend:
                 node.backend = backend
             try:
@@ -108,36 +187,57 @@ class _PerForwardState(nn.Module):
             node.v_seq = node.v_seq.detach()
         return spikes.to(x_seq.dtype)
 
-    def _backend_for(self, x: Tensor) -> str:
-        """SpikingJelly's name of the backend for this input.
+    def _spikingjelly_dtype(self, x: Tensor) -> torch.dtype:
+        upcast = self.neuron_dtype == "float32" and x.dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if upcast else x.dtype
 
-        Raises ValueError when `cupy` was asked for and cannot run on this input.
-        """
-        if self.backend_choice == "torch":
-            return "torch"
-        if self.backend_choice == "cupy":
-            reason = None
-            if not x.is_cuda:
-                reason = f"the input is on {x.device}, not on a CUDA device"
-            elif x.dtype not in _CUPY_DTYPES:
-                reason = f"the input is {x.dtype}; the kernels exist for {_CUPY_DTYPES}"
-            reason = reason or why_cupy_cannot_be_used()
-            if reason:
-                raise ValueError(f"neuron backend 'cupy' cannot be used: {reason}. Use 'auto' or 'torch'.")
-            return "cupy"
-        usable = x.is_cuda and x.dtype in _CUPY_DTYPES and why_cupy_cannot_be_used() is None
-        return "cupy" if usable else "torch"
+    def backend_for(self, x: Tensor) -> str:
+        """What runs for the input `x`. Raises ValueError when the backend asked for cannot."""
+        own = self.backend_choice in KERNELS or x.device.type in ("cpu", "meta")
+        dtype = x.dtype if own else self._spikingjelly_dtype(x)
+        return choose_backend(self.backend_choice, x.device.type, dtype, self.standard(x))
+
+    def standard(self, x: Tensor) -> bool:
+        """Whether this is the neuron that this project's kernels compute, as `make_neuron` builds it."""
+        node: Any = self
+        return (
+            node.v_reset == 0.0
+            and node.detach_reset
+            and node.decay_input
+            and node.step_mode == "m"
+            and not node.store_v_seq
+            and type(node.surrogate_function) is surrogate.Sigmoid
+            and node.surrogate_function.spiking
+            and (self.neuron_dtype == "float32" or x.dtype in (torch.float32, torch.float64))
+        )
+
+    def decay(self, x: Tensor) -> Tensor:
+        """1 / tau, 0-dimensional, in the state's dtype."""
+        node: Any = self
+        if isinstance(node, sj_neuron.ParametricLIFNode):
+            return node.w.to(state_dtype(x.dtype)).sigmoid()
+        return torch.full((), 1.0 / node.tau, dtype=state_dtype(x.dtype), device=x.device)
+
+    def constants(self) -> tuple[float, float]:
+        """Threshold, and alpha of the surrogate gradient."""
+        node: Any = self
+        return float(node.v_threshold), float(node.surrogate_function.alpha)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, backend_choice={self.backend_choice}, neuron_dtype={self.neuron_dtype}"
 
 
-class LIF(_PerForwardState, sj_neuron.LIFNode):
+class LIF(SpikingNode, sj_neuron.LIFNode):
     """Leaky integrate-and-fire, H[t] = V[t-1] + (X[t] - V[t-1]) / 2, fires where H >= v_threshold."""
 
 
-class ParametricLIF(_PerForwardState, sj_neuron.ParametricLIFNode):
+class ParametricLIF(SpikingNode, sj_neuron.ParametricLIFNode):
     """LIF whose 1/tau = sigmoid(w) is learned, one scalar `w` per layer (Fang et al., ICCV 2021)."""
+
+
+def backend_of(module: nn.Module, x: Tensor) -> str | None:
+    """What runs for the input `x`, or None if `module` is no neuron of this project."""
+    return module.backend_for(x) if isinstance(module, SpikingNode) else None
 
 
 def check_neuron_settings(spike_mode: str, backend: str, neuron_dtype: str) -> None:
@@ -163,7 +263,8 @@ def make_neuron(
     Args:
         spike_mode: `lif`, or `plif` for a learnable time constant.
         v_threshold: membrane potential at which a neuron fires.
-        backend: `torch`; `cupy` (an error where it cannot run); `auto`: CuPy on CUDA where it works, else torch.
+        backend: `torch` and `cupy`, SpikingJelly's; `cpp` (compiled, CPU), `triton` (CUDA) and `lean` (vectorised
+            torch), this project's; an error where it cannot run. `auto`: see `choose_backend`.
         neuron_dtype: `float32` keeps the membrane potential in float32 for 16-bit inputs; `input` keeps it in the
             input's dtype, as the published mixed-precision runs did.
 
@@ -187,11 +288,11 @@ def make_neuron(
 
 
 def set_neuron_backend(model: nn.Module, backend: str) -> None:
-    """Choose the backend of every neuron of `model` (`auto`, `torch` or `cupy`).
+    """Choose the backend of every neuron of `model` (one of `BACKENDS`).
 
     Raises ValueError for an unknown name.
     """
     check_neuron_settings("lif", backend, "float32")
     for module in model.modules():
-        if isinstance(module, _PerForwardState):
+        if isinstance(module, SpikingNode):
             module.backend_choice = backend

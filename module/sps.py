@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import Tensor, nn
 
-from module.neuron import make_neuron
+from module.fused import norm_add, norm_neuron, over_time, watched
+from module.neuron import backend_of, make_neuron
 
 
 def check_pooling_stat(pooling_stat: str) -> None:
@@ -19,13 +21,6 @@ def check_pooling_stat(pooling_stat: str) -> None:
             f"pooling_stat={pooling_stat!r} must be four characters, each '0' (no pooling) or '1' (max-pool) "
             "for one stage, for example '0011'"
         )
-
-
-def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer that knows no time to `x` `[T, B, C, H, W]`; BatchNorm statistics span time and batch."""
-    T, B = x.shape[:2]
-    y: Tensor = layer(x.flatten(0, 1))  # [T*B, C, H, W]
-    return y.unflatten(0, (T, B))  # [T, B, C', H', W']
 
 
 class MS_SPS(nn.Module):
@@ -91,14 +86,29 @@ class MS_SPS(nn.Module):
         self.rpe_lif = neuron().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        steps = x.shape[0]
+        x = self._first_input(x)
         for conv, bn, lif, pool in (
             (self.proj_conv, self.proj_bn, self.proj_lif, self.maxpool),
             (self.proj_conv1, self.proj_bn1, self.proj_lif1, self.maxpool1),
             (self.proj_conv2, self.proj_bn2, self.proj_lif2, self.maxpool2),
         ):
-            x = lif(over_time(bn, over_time(conv, x)))
+            x = norm_neuron(bn, lif, over_time(conv, x), steps)
             x = over_time(pool, x)  # spikes [T, B, c, h, w]
         # The last pool acts on membrane values: its result is the shortcut around the position stage.
-        x = over_time(self.maxpool3, over_time(self.proj_bn3, over_time(self.proj_conv3, x)))  # [T, B, D, H', W']
-        position = over_time(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(x)))
-        return position + x
+        x = norm_add(self.proj_bn3, over_time(self.proj_conv3, x), None, self.proj_lif3)
+        x = over_time(self.maxpool3, x)  # [T, B, D, H', W']
+        return norm_add(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(x)), x, self.proj_lif3)
+
+    def _first_input(self, x: Tensor) -> Tensor:
+        """A static image `[T, B, C, H, W]` is convolved once, `[1, B, C, H, W]`, unless the conv is watched.
+
+        Batch statistics over T equal copies are those over one.
+        """
+        if x.shape[0] > 1 and x.stride(0) == 0 and not watched(self.proj_conv):
+            x = x[:1]
+        if backend_of(self.proj_lif, x) != "cpp":
+            return x
+        # On a CPU convolutions and the kernels after them are fastest with channels innermost; all that follows
+        # keeps the layout.
+        return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])

@@ -18,10 +18,14 @@ CANCELLED_BY_BATCH_NORM = (".proj_conv.bias", ".fc1_conv.bias", ".fc2_conv.bias"
 ZERO = 1e-12
 
 
-@pytest.fixture(params=FORWARD_FILES)
+# `auto` runs what is fused as well; `lean` is what a machine without compiler runs; `torch` is SpikingJelly's.
+@pytest.fixture(
+    params=[(name, backend) for name in FORWARD_FILES for backend in ("auto", "cpp", "lean", "torch")], ids=str
+)
 def golden(request):
-    meta, tensors = load_tensors(request.param)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    name, backend = request.param
+    meta, tensors = load_tensors(name)
+    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]), backend=backend).double()
     model.load_state_dict(under(tensors, "state"), strict=True)
     return meta, tensors, model
 

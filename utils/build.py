@@ -95,6 +95,8 @@ def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tup
     model.to(process.device)
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)
+    if cfg.grad_checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]  # every sdt model has it
     return model, frozen
 
 

@@ -75,8 +75,8 @@ class Config:
 
     spike_mode: str = _neuron("lif", "neuron: leaky integrate-and-fire, or with a learnable time constant",
                               choices=("lif", "plif"))
-    neuron_backend: str = _neuron("auto", "kernels (auto: cupy on CUDA where it works, else torch)",
-                                  choices=("auto", "cupy", "torch"))
+    neuron_backend: str = _neuron("auto", "kernels (auto: the fastest measured, cpp on a CPU; on CUDA cupy "
+                                  "where it works)", choices=("auto", "cupy", "torch", "cpp", "triton", "lean"))
     neuron_dtype: str = _neuron("float32", "membrane state under mixed precision (published runs: input, "
                                 "the precision of the layer's input)", choices=("float32", "input"))
 
@@ -209,6 +209,8 @@ class Config:
     amp_dtype: str = _device("auto", "lower precision of amp (auto: float16 on CUDA, as published; bfloat16)",
                              choices=("auto", "float16", "bfloat16"))
     compile: bool = _device(False, "compile the model with torch.compile")
+    grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
+                                       "block again: less memory, slower, the same numbers")
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
     local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",

@@ -1,0 +1,83 @@
+"""What is compared: the plain baseline and the model, each at a precision, as one call that does one step's work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import sizes
+from benchmarks.plain import PlainSDT
+from model import SpikeDrivenTransformer
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`plain:fp32`, `ours:bf16`, `ours:bf16:fuse`: implementation, precision, options.
+
+    Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
+    torch.compile, `nchw` or `nhwc` sets the memory format of weights and input; a backend's name sets the neurons'.
+    """
+
+    name: str
+
+    @property
+    def parts(self) -> list[str]:
+        return self.name.split(":")
+
+    def build(self, size: str, device: torch.device) -> tuple[SpikeDrivenTransformer, torch.memory_format]:
+        kind, _, *options = self.parts
+        torch.manual_seed(0)
+        arguments = sizes.arguments(size)
+        backends = [option for option in options if option in ("lean", "cpp", "triton", "cupy", "torch")]
+        if backends:
+            arguments["backend"] = backends[0]
+        model = PlainSDT(**arguments) if kind == "plain" else SpikeDrivenTransformer(**arguments)
+        layout = torch.channels_last if "nhwc" in options else torch.contiguous_format
+        model = model.to(device).to(memory_format=layout)
+        if "checkpoint" in options:
+            model.set_grad_checkpointing(True)
+        return model, layout
+
+    def training_step(self, size: str, batch: int, device: torch.device) -> Callable[[], float]:
+        """Forward, cross entropy, backward and AdamW's update (fused for ours, torch's choice for plain)."""
+        model, layout = self.build(size, device)
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=self.parts[0] == "ours" or None)
+        call = torch.compile(model) if "compile" in self.parts else model
+        x, y = sizes.batch(size, batch, device)
+        x = x.contiguous(memory_format=layout)
+
+        def step() -> float:
+            with self._autocast(device):
+                loss = F.cross_entropy(call(x)[0].float(), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return float(loss.detach()) if device.type == "cpu" else 0.0
+
+        return step
+
+    def evaluation(self, size: str, batch: int, device: torch.device) -> Callable[[], object]:
+        """The forward pass of one batch."""
+        model, layout = self.build(size, device)
+        model.eval()
+        if "fuse" in self.parts:
+            model.fuse()
+        call = torch.compile(model) if "compile" in self.parts else model
+        x = sizes.batch(size, batch, device)[0].contiguous(memory_format=layout)
+
+        @torch.no_grad()
+        def forward() -> object:
+            with self._autocast(device):
+                return call(x)[0]
+
+        return forward
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        dtype = DTYPES[self.parts[1]]
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

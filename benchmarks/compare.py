@@ -1,0 +1,125 @@
+"""The common part of the step benchmarks: options, interleaved timing, memory in child processes, table, JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import sizes
+from benchmarks.measure import (
+    PeakMemory,
+    Spread,
+    flops_peak,
+    in_child,
+    interleave,
+    print_json,
+    print_table,
+    speedup,
+)
+
+# Size, batch and device -> one call that does the step's work.
+Build = Callable[[str, int, torch.device], Callable[[], object]]
+
+
+def options(description: str | None, candidates: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sizes.NAMES, default="cifar")
+    parser.add_argument("--batch", type=int, default=0, help="images per step (0: by size and device)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--candidates", nargs="+", default=list(candidates), help="the first one is the baseline")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the child processes that measure memory")
+    parser.add_argument("--no-peak", action="store_true", help="leave out the machine's peak FLOP/s")
+    parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build], passes: int) -> None:
+    """Measure every candidate, print the table and the JSON line.
+
+    Args:
+        benchmark: its module name, `benchmarks.<name>`.
+        build: candidate -> its `Build`.
+        passes: forward-sized passes in a step (3 with a backward pass), for the achieved FLOP/s.
+    """
+    device = torch.device(args.device)
+    batch = args.batch or sizes.batch_size(args.size, device)
+    if args.memory_of:
+        print(json.dumps(_memory_of(build(args.memory_of), args.size, batch, device)))
+        return
+    steps = {name: build(name)(args.size, batch, device) for name in args.candidates}
+    seconds = interleave(steps, rounds=args.rounds, device=device)
+    del steps
+    baseline = args.candidates[0]
+    flops = passes * 2 * macs_per_image(args.size) * batch
+    results: dict[str, Any] = {"size": args.size, "batch": batch, "device": device.type, "candidates": {}}
+    rows = []
+    memory = {} if args.no_memory else {name: _child_memory(benchmark, args, name, batch) for name in args.candidates}
+    for name in args.candidates:
+        time, gain = Spread.of(seconds[name]), speedup(seconds, baseline, name)
+        share = memory[name] / memory[baseline] if memory else float("nan")
+        results["candidates"][name] = {
+            "ms": time.median * 1e3,
+            "ms_quartiles": [time.low * 1e3, time.high * 1e3],
+            "speedup": gain.median,
+            "speedup_quartiles": [gain.low, gain.high],
+            "images_per_second": batch / time.median,
+            "gflops": flops / time.median / 1e9,
+            "peak_mib": memory.get(name),
+            "memory_ratio": share if memory else None,
+        }
+        cells = [f"{time.median * 1e3:.1f}", f"{batch / time.median:.1f}", f"{gain.median:.2f}x"]
+        spread = f"{gain.low:.2f} to {gain.high:.2f}"
+        held = [f"{memory[name]:.0f}", f"{share:.2f}x"] if memory else ["", ""]
+        rows.append([name, *cells, spread, f"{flops / time.median / 1e9:.0f}", *held])
+    header = ["candidate", "ms/step", "images/s", "speed-up", "quartiles", "GFLOP/s", "peak MiB", "memory"]
+    print_table(header, rows)
+    if not args.no_peak:
+        results["peak_gflops"] = {
+            str(dtype).removeprefix("torch."): flops_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)
+        }
+        print(f"peak GFLOP/s of this machine: {results['peak_gflops']}")
+    print_json(benchmark, results, device)
+
+
+def _child_memory(benchmark: str, args: argparse.Namespace, name: str, batch: int) -> float:
+    child = ["--memory-of", name, "--size", args.size, "--batch", str(batch), "--device", args.device]
+    return float(in_child(benchmark, child)["peak_mib"])
+
+
+def _memory_of(build: Build, size: str, batch: int, device: torch.device) -> dict[str, float]:
+    """What two steps need at most: weights, optimizer and activations, without the process's libraries."""
+    tiny = nn.Conv2d(8, 8, 3).to(device)  # loads what the first convolution loads
+    tiny(torch.zeros(1, 8, 8, 8, device=device)).sum().backward()
+    with PeakMemory(device) as memory:
+        step = build(size, batch, device)
+        step()
+        step()
+    return {"peak_mib": memory.peak - memory.before}
+
+
+def macs_per_image(size: str) -> float:
+    """Multiply-accumulates of all convolutions and the head for one image, all T steps."""
+    from model import SpikeDrivenTransformer
+
+    with torch.device("meta"):
+        model = SpikeDrivenTransformer(**sizes.arguments(size))
+    macs = 0
+
+    def count(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        nonlocal macs
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        macs += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    x = sizes.batch(size, 1, torch.device("cpu"))[0]
+    with torch.no_grad():
+        model.eval()(x.to("meta"))
+    return macs

@@ -1,0 +1,134 @@
+"""Ours against SpikingJelly 2.x's own spike-driven transformer, same sizes and batch, training or evaluation.
+
+    python -m benchmarks.spikingjelly2 --size cifar
+    python -m benchmarks.spikingjelly2 --size digits --evaluation
+
+SpikingJelly 2.x and what it needs beyond this project's packages are installed by pip into a folder of their own
+(--folder) and seen by a child process only: never a dependency. The child builds its model once and does one step
+per line it reads, so its steps and ours are interleaved like any other two candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import sizes
+
+VERSION = "2.0.0"
+# Without their own dependencies: torch and the rest come from this project's environment.
+PACKAGES = (f"spikingjelly=={VERSION}", "loguru<1", "h5py", "scipy", "packaging", "requests")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sizes.NAMES, default="cifar")
+    parser.add_argument("--batch", type=int, default=0, help="images per step (0: by size and device)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--evaluation", action="store_true", help="forward passes instead of training steps")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", default="output/benchmarks/spikingjelly2")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    batch = args.batch or sizes.batch_size(args.size, device)
+    if args.serve:
+        serve(args, batch, device)
+    else:
+        compare(args, batch, device)
+
+
+def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
+    from benchmarks.candidates import Candidate
+    from benchmarks.measure import Spread, interleave, print_json, print_table, speedup
+
+    install(Path(args.folder))
+    ours = Candidate(f"ours:{args.precision}" + (":fuse" if args.evaluation else ""))
+    build = ours.evaluation if args.evaluation else ours.training_step
+    command = [sys.executable, "-m", "benchmarks.spikingjelly2", *sys.argv[1:], "--serve"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([args.folder, os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    asks, answers = child.stdin, child.stdout
+
+    def theirs() -> None:
+        asks.write("step\n")
+        asks.flush()
+        if not answers.readline():
+            raise RuntimeError("the process with SpikingJelly 2.x ended; its message is above")
+
+    try:
+        name = f"spikingjelly {VERSION}"
+        calls: dict[str, Callable[[], object]] = {name: theirs, ours.name: build(args.size, batch, device)}
+        seconds = interleave(calls, rounds=args.rounds, device=device)
+    finally:
+        asks.close()
+        child.wait()
+    rows, results = [], {}
+    for candidate in calls:
+        step, gain = Spread.of(seconds[candidate]), speedup(seconds, name, candidate)
+        rows.append([candidate, f"{step.median * 1e3:.1f}", f"{batch / step.median:.1f}", f"{gain.median:.2f}x"])
+        results[candidate] = {"ms": step.median * 1e3, "speedup": gain.median}
+    print_table(["candidate", "ms/step", "images/s", "speed-up"], rows)
+    facts = {"size": args.size, "batch": batch, "evaluation": args.evaluation, "candidates": results}
+    print_json("benchmarks.spikingjelly2", facts, device)
+
+
+def install(folder: Path) -> None:
+    """Install the packages into `folder` unless they are there."""
+    stamp = folder / "installed.txt"
+    if stamp.exists() and stamp.read_text() == "\n".join(PACKAGES):
+        return
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+    subprocess.run([*command, *PACKAGES], check=True)
+    stamp.write_text("\n".join(PACKAGES))
+
+
+def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
+    """In the child: one step per line read, its seconds as the answer."""
+    # SpikingJelly 2.x, by the order of PYTHONPATH.
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model import spike_driven_transformer as theirs
+
+    sizes_of = sizes.arguments(args.size)
+    torch.manual_seed(0)
+    names = ("in_channels", "num_classes", "embed_dims", "depths", "pooling_stat")
+    # Its defaults choose its kernels; detach_reset as published, and as ours.
+    own = {name: sizes_of[name] for name in names if name in sizes_of}
+    model = theirs.SpikeDrivenTransformer(T=4, num_heads=8, detach_reset=True, **own).to(device)
+    model.train(not args.evaluation)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x, y = sizes.batch(args.size, batch, device)
+    lower = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+
+    def logits() -> torch.Tensor:
+        with torch.autocast(device.type, dtype=lower or torch.bfloat16, enabled=lower is not None):
+            out: torch.Tensor = model(x)
+        functional.reset_net(model)
+        return out.float().mean(0) if out.dim() == 3 else out.float()
+
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        with torch.set_grad_enabled(not args.evaluation):
+            out = logits()
+            if not args.evaluation:
+                F.cross_entropy(out, y).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        print(time.perf_counter() - started, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Every neuron backend computes what SpikingJelly's torch neuron computes: spikes, gradients, learnable tau."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from module import cpu_kernels, neuron_ops
+from module.neuron import make_neuron, why_triton_cannot_be_used
+
+ROOT = Path(__file__).resolve().parent.parent
+# Largest difference of a gradient, relative to the largest one: the order of a few roundings in float64 and float32;
+# in bfloat16, that of its 8 bits once more where an intermediate value rounds the other way.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+SHAPES = {
+    "odd": (4, 3, 5, 7, 3),
+    "one step": (1, 2, 3, 4, 4),
+    "long": (11, 2, 3, 5, 5),
+    "one element": (2, 1, 1, 1, 1),
+    "several blocks": (3, 5, 37, 9, 2),
+}
+
+
+def run(mode: str, backend: str, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, gradient of the input, gradient of the learnable time constant."""
+    neuron = make_neuron(mode, backend=backend, v_threshold=0.7)
+    if x.dtype == torch.float64:
+        neuron = neuron.double()
+    x = x.detach().requires_grad_()
+    spikes = neuron(x)
+    spikes.backward(g)
+    assert x.grad is not None
+    return spikes.detach(), x.grad, neuron.w.grad if mode == "plif" else torch.zeros(())
+
+
+def needs(backend: str) -> None:
+    if backend == "cpp" and cpu_kernels.why_unusable():
+        pytest.skip(cpu_kernels.why_unusable())
+    if backend == "triton" and why_triton_cannot_be_used():
+        pytest.skip(f"{why_triton_cannot_be_used()}; in Triton's interpreter: see the test of that name")
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    scale = expected.double().abs().max().clamp_min(1e-300)
+    difference = float((actual.double() - expected.double()).abs().max() / scale)
+    assert difference <= tolerance, f"{what}: {difference}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("mode", ["lif", "plif"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("backend", neuron_ops.KERNELS)
+def test_backend_equals_spikingjelly(backend, shape, mode, dtype):
+    needs(backend)
+    random = torch.Generator().manual_seed(1)
+    x = (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype)
+    g = torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+    expected = run(mode, "torch", x, g)
+    actual = run(mode, backend, x, g)
+    assert actual[0].dtype == dtype
+    assert torch.equal(actual[0], expected[0])
+    assert_close(actual[1], expected[1], TOLERANCE[dtype], "gradient of the input")
+    # In 16 bits SpikingJelly's gradient is summed from values rounded otherwise.
+    assert_close(actual[2], expected[2], 10 * TOLERANCE[dtype], "gradient of w")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "lean"])
+@pytest.mark.parametrize("layout", ["channels last", "transposed", "gaps", "expanded"])
+def test_any_layout_gives_the_same_spikes_and_gradients(backend, layout):
+    needs(backend)
+    x = 2 * torch.randn(3, 4, 6, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    g = torch.randn_like(x)
+    laid_out = {
+        "channels last": lambda: x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 4)),
+        "transposed": lambda: x.transpose(0, 1).contiguous().transpose(0, 1),
+        "gaps": lambda: torch.stack([x, x], dim=-1)[..., 0],
+        "expanded": lambda: x[:1].expand(3, -1, -1, -1, -1),
+    }[layout]()
+    expected = run("plif", "torch", laid_out.contiguous(), g)
+    for gradient in (g, laid_out.new_empty(laid_out.shape).copy_(g), g.transpose(3, 4).contiguous().transpose(3, 4)):
+        actual = run("plif", backend, laid_out, gradient)
+        assert torch.equal(actual[0], expected[0])
+        assert_close(actual[1], expected[1], 1e-13, "gradient of the input")
+        assert_close(actual[2], expected[2], 1e-12, "gradient of w")
+
+
+def test_channels_last_input_is_not_copied():
+    x = torch.randn(8, 6, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 4))
+    assert neuron_ops.dense(x) is x
+    assert make_neuron()(x).stride() == x.stride()
+
+
+@pytest.mark.parametrize("kernel", ["cpp", "lean"])
+@pytest.mark.parametrize("steps", [3, 1])
+def test_same_input_at_each_step_equals_its_copies(kernel, steps):
+    needs(kernel)
+    x = 2 * torch.randn(1, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    decay = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    once, copies = x.clone().requires_grad_(), x.expand(steps, -1, -1, -1).clone().requires_grad_()
+    g = torch.randn(steps, 4, 3, 5, dtype=torch.float64)
+    a = neuron_ops.lif(once, decay, steps, 1.0, 4.0, kernel)
+    (g_once, g_decay) = torch.autograd.grad(a, [once, decay], g)
+    b = neuron_ops.lif(copies, decay, steps, 1.0, 4.0, kernel)
+    (g_copies, g_decay_copies) = torch.autograd.grad(b, [copies, decay], g)
+    assert torch.equal(a, b)
+    assert_close(g_once, g_copies.sum(0, keepdim=True), 1e-13, "gradient of the input")
+    assert_close(g_decay, g_decay_copies, 1e-12, "gradient of the decay")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by the checks themselves
+@pytest.mark.parametrize("kernel", ["cpp", "lean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operator_checks_of_torch_pass(kernel, dtype):
+    needs(kernel)
+    x = torch.randn(3, 2, 4, 5, dtype=dtype, requires_grad=True)
+    decay = torch.tensor(0.5, requires_grad=True)
+    torch.library.opcheck(neuron_ops.lif, (x, decay, 3, 1.0, 4.0, kernel))
+    torch.library.opcheck(neuron_ops.lif, (x[:1].detach().requires_grad_(), decay, 3, 1.0, 4.0, kernel))
+
+
+def test_the_backward_pass_keeps_one_tensor():
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    x = torch.randn(4, 2, 3, 5, 5, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        make_neuron("plif", backend="lean")(x)
+    assert sum(kept) <= x.numel() + 2  # the input, and the scalar in two forms
+
+
+def test_a_kernel_gives_the_same_bits_each_time_and_for_any_number_of_threads():
+    needs("cpp")
+    x, g = torch.randn(4, 8, 16, 8, 8), torch.randn(4, 8, 16, 8, 8)
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            runs.append(run("plif", "cpp", x, g))
+    finally:
+        torch.set_num_threads(before)
+    for spikes, gradient, _ in runs:
+        assert torch.equal(spikes, runs[0][0])
+        assert torch.equal(gradient, runs[0][1])
+    assert torch.equal(runs[2][2], runs[3][2])  # a sum depends on how it is split, not on who is first
+
+
+def test_torch_compile_sees_no_graph_break_in_neurons():
+    torch._dynamo.reset()
+    for mode in ("lif", "plif"):
+        neuron = make_neuron(mode)
+        x = torch.randn(3, 2, 4, 5, 5)
+        compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), neuron(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "words"),
+    [("cpp", torch.float16, "float16"), ("triton", torch.float32, "CUDA"), ("cupy", torch.float32, "CUDA device")],
+)
+def test_a_backend_that_cannot_run_says_why(backend, dtype, words):
+    if backend == "triton" and why_triton_cannot_be_used() is None:
+        pytest.skip("Triton runs here")
+    with pytest.raises(ValueError, match=rf"backend '{backend}' cannot be used: .*{words}"):
+        make_neuron(backend=backend)(torch.zeros(2, 3, dtype=dtype))
+
+
+def test_a_changed_neuron_leaves_the_kernels():
+    neuron = make_neuron(backend="auto")
+    x = torch.randn(3, 2, 5)
+    assert neuron.backend_for(x) in ("cpp", "lean")
+    neuron.v_reset = 0.1
+    assert neuron.backend_for(x) == "torch"
+    neuron.v_reset = 0.0
+    neuron.surrogate_function.spiking = False
+    assert neuron.backend_for(x) == "torch"
+
+
+def test_without_a_compiler_neurons_fall_back_with_one_line(tmp_path):
+    code = (
+        "import torch; from module.neuron import make_neuron; n = make_neuron();"
+        "x = torch.ones(4, 2, 3); print(int(n(x).sum()), n.backend_for(x)); n(x)"
+    )
+    environment = {"CXX": "no-such-compiler", "SDT_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "lean"]
+    said = [line for line in done.stderr.splitlines() if "vectorised torch" in line]
+    assert len(said) == 1
+    assert "no C++ compiler found (looked for no-such-compiler)" in said[0]
+
+
+def test_triton_kernels_in_the_interpreter_equal_spikingjelly():
+    pytest.importorskip("triton")
+    # Triton reads the variable when a kernel is defined, so this needs a process of its own.
+    script = ROOT / "tests" / "triton_interpreter.py"
+    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 comparisons" in done.stdout
