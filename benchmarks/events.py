@@ -157,7 +157,7 @@ def augmenting() -> list[dict[str, Any]]:
         "dvs_trival_aug": True,
     }
     for name, value in chosen.items():
-        (operation,) = frame_operations(Config(dataset="gesture", **{name: value}))  # type: ignore[arg-type]
+        (operation,) = frame_operations(Config(dataset="gesture", **{name: value}))
         a, _ = median_times(lambda run=operation: run(frames), lambda: None, 100)  # type: ignore[misc]
         rows.append({"row": name, "samples_per_second": round(1 / a), "a": a})
     events = {axis: np.random.RandomState(0).randint(0, SIDE, 20_000) for axis in "xy"}

@@ -28,10 +28,13 @@ def over_time(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def watched(*modules: nn.Module) -> bool:
-    """Whether a hook is attached to any of the modules, or to all modules there are."""
+    """Whether a hook is attached to any of the modules (or to all there are), or one's forward was replaced."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return True
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        for m in modules
+    )
 
 
 def can_fuse_norms(x: Tensor, *norms: nn.Module) -> bool:
