@@ -1,4 +1,4 @@
-"""Builds the event-driven kernels (module/csrc) with the system's C compiler, once, and loads them.
+"""Builds the event-driven kernels (module/csrc/event) with the system's C compiler, once, and loads them.
 
 Nothing happens at import. The first use compiles in a few seconds into a cache folder; its file name is a hash of
 sources, compiler, flags and processor, so that an outdated or foreign build is never picked up. Where there is no
@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = Path(__file__).parent / "csrc"
+SOURCES = Path(__file__).parent / "csrc" / "event"
 # Multiplications and additions stay apart: a fused neuron must round as the plain one does.
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-psabi")
 # Tried in this order; each leaves out something that a compiler or system may lack.
@@ -31,8 +31,8 @@ class EngineUnavailableError(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where builds are kept: SDT_CACHE if it is set, else the user's cache folder."""
-    base = os.environ.get("SDT_CACHE")
+    """Where builds are kept: SDT_CACHE_DIR if it is set, else the user's cache folder."""
+    base = os.environ.get("SDT_CACHE_DIR")
     if base:
         return Path(base)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spike-driven-transformer"
@@ -118,7 +118,7 @@ def build(folder: Path, cc: str, flags: tuple[str, ...] = FLAGS, variants: tuple
                         os.replace(made, library)
                         return library
     except OSError as error:
-        raise EngineUnavailableError(f"{folder} cannot be written: {error.strerror}; set SDT_CACHE") from error
+        raise EngineUnavailableError(f"{folder} cannot be written: {error.strerror}; set SDT_CACHE_DIR") from error
     raise EngineUnavailableError(f"the kernels did not compile: {reason}")
 
 
@@ -148,9 +148,10 @@ def _loads(path: Path) -> str | None:
 
 
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
-# name -> result, arguments; as declared in module/csrc
+# name -> result, arguments; as declared in module/csrc/event
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "event_pack": (_I64, [_PTR, _I32, _I32, _I64, _I64, _I64, _PTR, _I32]),
+    "event_count": (_I64, [_PTR, _I64, _I32]),
     "event_unpack": (None, [_PTR, _I64, _I64, _PTR, _I32]),
     "event_pool": (None, [_PTR, _I64, _I64, _I64, _I64, _PTR, _I32]),
     "event_pack_weights": (None, [_PTR, _I64, _I64, _I32, _PTR, _I32]),

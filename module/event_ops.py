@@ -19,7 +19,7 @@ from torch import Tensor
 from module.event_build import load
 from module.event_crossover import crossover
 
-# Of spikes, as module/csrc/event.h numbers them. Float64 is the reference's precision and stays dense.
+# Of spikes, as module/csrc/event/event.h numbers them. Float64 is the reference's precision and stays dense.
 SPIKE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 NOT_SPIKES = -1

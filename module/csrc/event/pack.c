@@ -119,3 +119,12 @@ void event_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t w
         }
     }
 }
+
+/* The number of spikes. */
+int64_t event_count(const uint64_t *bits, int64_t n, int threads) {
+    int64_t spikes = 0;
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : spikes)
+    for (int64_t i = 0; i < n; i++) spikes += __builtin_popcountll(bits[i]);
+    return spikes;
+}
