@@ -84,7 +84,9 @@ def _link_flags(variant: tuple[str, ...]) -> list[list[str]]:
     return [[runtime], ["-fopenmp"]] if runtime else [["-fopenmp"]]
 
 
-def build(folder: Path, cc: str, flags: tuple[str, ...] = FLAGS, variants: tuple[tuple[str, ...], ...] = VARIANTS) -> Path:
+def build(
+    folder: Path, cc: str, flags: tuple[str, ...] = FLAGS, variants: tuple[tuple[str, ...], ...] = VARIANTS
+) -> Path:
     """The shared library in `folder`, compiled if it is not there yet.
 
     Two processes may build at once: each compiles into a file of its own and renames it, which is atomic.

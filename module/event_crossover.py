@@ -24,8 +24,8 @@ from module.event_build import cache_folder, load
 # the layers of a 2-512 model lie around it.
 FIXED = 0.5
 _RATES = (0.05, 0.4)
-_MAX_PIXELS = 4096
-_ROUNDS = 5
+_MAX_PIXELS = 2048
+_ROUNDS = 4
 _fixed = False
 
 
@@ -35,22 +35,22 @@ def fix_crossover(fixed: bool) -> None:
     _fixed = fixed
 
 
-def crossover(C: int, O: int, kernel: int, pixels: int) -> float:
+def crossover(C: int, M: int, kernel: int, pixels: int) -> float:
     """The firing rate, 0 to 1, up to which the event-driven layer is used."""
     if _fixed or torch.are_deterministic_algorithms_enabled():
         return FIXED
     # Pixels by powers of two: a last, smaller batch is no new kind of layer.
     bucket = min(_MAX_PIXELS, 1 << max(0, pixels - 1).bit_length())
-    return _kept(C, O, kernel, bucket, torch.get_num_threads())
+    return _kept(C, M, kernel, bucket, torch.get_num_threads())
 
 
 @functools.cache
-def _kept(C: int, O: int, kernel: int, pixels: int, threads: int) -> float:
-    key = f"{C}x{O}x{kernel} pixels={pixels} threads={threads} torch={torch.__version__}"
+def _kept(C: int, M: int, kernel: int, pixels: int, threads: int) -> float:
+    key = f"{C}x{M}x{kernel} pixels={pixels} threads={threads} torch={torch.__version__}"
     file = cache_folder() / f"crossover_{Path(load()._name).stem}.json"
     known = _read(file)
     if key not in known:
-        value = _measure(C, O, kernel, pixels)
+        value = _measure(C, M, kernel, pixels)
         known = _read(file) | {key: value}
         _write(file, known)
     return known[key]
@@ -71,13 +71,13 @@ def _write(file: Path, known: dict[str, float]) -> None:
         os.replace(new.name, file)
 
 
-def _measure(C: int, O: int, kernel: int, pixels: int) -> float:
+def _measure(C: int, M: int, kernel: int, pixels: int) -> float:
     from module.event_ops import event_conv2d
 
     side = max(1, min(8, int(pixels**0.5)))
     shape = (max(1, pixels // side**2), C, side, side)
     generator = torch.Generator().manual_seed(0)  # not the global one: a measurement must not change a run
-    weight = torch.rand((O, C, kernel, kernel), generator=generator) - 0.5
+    weight = torch.rand((M, C, kernel, kernel), generator=generator) - 0.5
     weight = weight.contiguous(memory_format=torch.channels_last)
 
     def spikes(rate: float) -> torch.Tensor:

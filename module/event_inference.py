@@ -11,21 +11,19 @@ Spikes are int64 bits `[P, ceil(C/64)]`, membrane values float32 `[P, C]`; both 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
+from module.block import MS_Block_Conv
 from module.event_build import EngineUnavailableError, load
 from module.event_crossover import crossover
 from module.event_ops import checked, pack_weight, pointer, unpack_spikes
 from module.mlp import MS_MLP_Conv
 from module.sps import MS_SPS
-
-if TYPE_CHECKING:
-    from model import SpikeDrivenTransformer
 
 
 @dataclass
@@ -66,8 +64,8 @@ class _Neuron:
 class _Layer:
     """A convolution with its BatchNorm folded in. `additions` counts those of weights it did since it was built."""
 
-    weight: Tensor  # [O, C, k, k]
-    bias: Tensor  # [O]
+    weight: Tensor  # [M, C, k, k]
+    bias: Tensor  # [M]
     packed: Tensor = field(repr=False)
     additions: int = 0
 
@@ -112,18 +110,18 @@ class EventInference(nn.Module):
     may fire in one and not in the other.
 
     Args:
-        model: its parameters and running statistics are read now; later changes have no effect.
+        model: a `SpikeDrivenTransformer`; its parameters and running statistics are read now; later changes have no effect.
         auto: compute a layer densely above the firing rate where that is faster on this machine.
 
     Raises:
         ValueError: `why_not(model)` has a reason.
     """
 
-    def __init__(self, model: SpikeDrivenTransformer, *, auto: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, auto: bool = True) -> None:
         super().__init__()
         if reason := why_not(model):
             raise ValueError(f"this model cannot be evaluated from spikes to spikes: {reason}")
-        self._model = [model]  # in a list: its parameters are not this module's
+        self._model: list[Any] = [model]  # in a list: its parameters are not this module's
         self.auto = auto
         self.layers: dict[str, _Layer] = {}
         with torch.no_grad():
@@ -145,10 +143,12 @@ class EventInference(nn.Module):
         """
         (model,) = self._model
         if hook is not None:
-            return model.eval()(x, hook)
+            logits, hook = model.eval()(x, hook)
+            return logits, hook
         with torch.autocast("cpu", enabled=False):
             u, pixels = self._patch_embed(model.patch_embed, model._to_time_first(x.float()))
             for i, block in enumerate(model.block):
+                assert isinstance(block, MS_Block_Conv)
                 u = self._attention(f"block.{i}.attn", block.attn, u, pixels)
                 u = self._mlp(f"block.{i}.mlp", block.mlp, u, pixels)
             features = u.view(pixels.steps, pixels.batch, -1, u.shape[1]).mean(dim=2)  # [T, B, D]
@@ -212,7 +212,7 @@ class EventInference(nn.Module):
         return out
 
     def _membrane(self, name: str, s: _Map, residual: Tensor | None = None) -> Tensor:
-        """Convolution, BatchNorm and shortcut: spikes in, membrane values `[P, O]` out."""
+        """Convolution, BatchNorm and shortcut: spikes in, membrane values `[P, M]` out."""
         layer = self.layers[name]
         if self._is_dense(layer, s):
             out = self._dense(layer, s)
@@ -232,11 +232,11 @@ class EventInference(nn.Module):
         spikes: Tensor | None = None,
         neuron: _Neuron | None = None,
     ) -> None:
-        O, C, k, _ = layer.weight.shape
+        M, C, k, _ = layer.weight.shape
         decay, threshold = (neuron.decay, neuron.threshold) if neuron else (0.0, 0.0)
         images = s.steps * s.batch // steps
         additions = load().event_forward(
-            *(pointer(s.bits), steps, images, s.height, s.width, C, O, k * k, pointer(layer.packed)),
+            *(pointer(s.bits), steps, images, s.height, s.width, C, M, k * k, pointer(layer.packed)),
             *(pointer(layer.bias), pointer(residual), pointer(out), 0, pointer(spikes)),
             *(decay, threshold, torch.get_num_threads()),
         )
@@ -245,9 +245,9 @@ class EventInference(nn.Module):
     def _is_dense(self, layer: _Layer, s: _Map) -> bool:
         if not self.auto:
             return False
-        O, C, k, _ = layer.weight.shape
+        M, C, k, _ = layer.weight.shape
         spikes = load().event_count(pointer(s.bits), s.bits.numel(), torch.get_num_threads())
-        return spikes > crossover(C, O, k, s.pixels) * s.pixels * C
+        return spikes > crossover(C, M, k, s.pixels) * s.pixels * C
 
     @staticmethod
     def _dense(layer: _Layer, s: _Map) -> Tensor:

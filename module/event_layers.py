@@ -3,7 +3,7 @@
 The layers replace `nn.Conv2d` one for one: same parameters, same state-dict keys, same place for hooks. What follows
 them (BatchNorm, neurons) stays as it is. `module.event_inference` goes further, for evaluation only.
 
-Legend: T time steps, B batch, C input and O output channels, H x W feature map.
+Legend: T time steps, B batch, C input and M output channels, H x W feature map.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 densely where it is not, or is not made of 0 and 1. The operators are opaque to `torch.compile`, have autograd
 formulas, and save one bit per spike for the backward pass.
 
-Legend: N images (time steps times batch), C input and O output channels, H x W feature map, P = N*H*W pixels,
+Legend: N images (time steps times batch), C input and M output channels, H x W feature map, P = N*H*W pixels,
 words = ceil(C/64). Bits are int64 `[P, words]`, pixels in the order N, H, W.
 """
 
@@ -15,6 +15,7 @@ import ctypes
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from module.event_build import load
 from module.event_crossover import crossover
@@ -59,11 +60,11 @@ def unpack_spikes(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Weights `[O, C, k, k]` in the order the kernels read them, float32."""
-    O, C, k, _ = weight.shape
-    packed = torch.empty(-(-O // 32) * k * k * C * 32, dtype=torch.float32)
+    """Weights `[M, C, k, k]` in the order the kernels read them, float32."""
+    M, C, k, _ = weight.shape
+    packed = torch.empty(-(-M // 32) * k * k * C * 32, dtype=torch.float32)
     dense = weight.detach().to(torch.float32, memory_format=torch.contiguous_format)
-    load().event_pack_weights(pointer(dense), O, C, k * k, pointer(packed), torch.get_num_threads())
+    load().event_pack_weights(pointer(dense), M, C, k * k, pointer(packed), torch.get_num_threads())
     return packed
 
 
@@ -86,17 +87,17 @@ def _event_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype, auto: bool, bf16_input_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     N, C, H, W = x.shape
-    O, k = weight.shape[0], weight.shape[-1]
+    M, k = weight.shape[0], weight.shape[-1]
     bits, count = pack_spikes(x)
-    limit = crossover(C, O, k, N * H * W) if auto else 1.0
+    limit = crossover(C, M, k, N * H * W) if auto else 1.0
     if count == NOT_SPIKES:
         return _dense(x, weight, bias, out_dtype), bits.new_empty(0), torch.tensor([count, 0])
     if count > limit * x.numel():
         return _dense(x, weight, bias, out_dtype), bits, torch.tensor([count, 0])
-    out = torch.empty((N, O, H, W), dtype=out_dtype, memory_format=torch.channels_last)
+    out = torch.empty((N, M, H, W), dtype=out_dtype, memory_format=torch.channels_last)
     packed, bias = pack_weight(weight), None if bias is None else bias.detach().float().contiguous()
     additions = load().event_forward(
-        *(pointer(bits), 1, N, H, W, C, O, k * k, pointer(packed), pointer(bias), None),
+        *(pointer(bits), 1, N, H, W, C, M, k * k, pointer(packed), pointer(bias), None),
         *(pointer(out), SPIKE_DTYPES[out_dtype], None, 0.0, 0.0, torch.get_num_threads()),
     )
     return out, bits, torch.tensor([count, checked(additions)])
@@ -112,19 +113,19 @@ def _(x, weight, bias, out_dtype, auto, bf16_input_grad):  # type: ignore[no-unt
 
 @torch.library.custom_op("sdt::event_weight_grad", mutates_args=(), device_types="cpu")
 def event_weight_grad(bits: Tensor, grad: Tensor, channels: int, kernel: int) -> Tensor:
-    """The weight gradient `[O, C, k, k]`, float32: rows of `grad` `[N, O, H, W]` summed over the active inputs."""
-    N, O, H, W = grad.shape
+    """The weight gradient `[M, C, k, k]`, float32: rows of `grad` `[N, M, H, W]` summed over the active inputs."""
+    N, M, H, W = grad.shape
     grad = grad.contiguous(memory_format=torch.channels_last)
-    packed = torch.empty(-(-O // 32) * kernel**2 * channels * 32)
+    packed = torch.empty(-(-M // 32) * kernel**2 * channels * 32)
     threads = torch.get_num_threads()
     checked(
         load().event_weight_grad(
-            *(pointer(bits), N, H, W, channels, O, kernel**2, pointer(grad)),
+            *(pointer(bits), N, H, W, channels, M, kernel**2, pointer(grad)),
             *(SPIKE_DTYPES[grad.dtype], pointer(packed), threads),
         )
     )
-    out = torch.empty(O, channels, kernel, kernel)
-    load().event_unpack_weights(pointer(packed), O, channels, kernel**2, pointer(out), threads)
+    out = torch.empty(M, channels, kernel, kernel)
+    load().event_unpack_weights(pointer(packed), M, channels, kernel**2, pointer(out), threads)
     return out
 
 
@@ -139,12 +140,12 @@ def _input_grad(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     if weight.shape[-1] == 1:
         return (grad.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
     shape = (grad.shape[0], weight.shape[1], *grad.shape[2:])
-    return torch.nn.grad.conv2d_input(shape, weight.contiguous(memory_format=torch.channels_last), grad, padding=1)
+    return conv2d_input(shape, weight.contiguous(memory_format=torch.channels_last), grad, padding=1)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, out_dtype, auto, ctx.bf16_input_grad = inputs
-    _, bits, stats = output
+    x, weight, bias, _, _, ctx.bf16_input_grad = inputs
+    _, bits, _ = output
     ctx.channels, ctx.x_dtype, ctx.has_bias = x.shape[1], x.dtype, bias is not None
     ctx.save_for_backward(bits, weight, x if bits.numel() == 0 and x.numel() else None)
 
@@ -160,7 +161,7 @@ def _backward(ctx, grad, grad_bits, grad_stats):  # type: ignore[no-untyped-def]
         if x is None:
             grad_weight = torch.ops.sdt.event_weight_grad(bits, grad, ctx.channels, kernel).to(weight.dtype)
         else:
-            grad_weight = torch.nn.grad.conv2d_weight(x.to(grad.dtype), weight.shape, grad, padding=kernel // 2)
+            grad_weight = conv2d_weight(x.to(grad.dtype), weight.shape, grad, padding=kernel // 2)
             grad_weight = grad_weight.to(weight.dtype)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad.sum(dim=(0, 2, 3), dtype=torch.float32).to(weight.dtype)
@@ -183,14 +184,14 @@ def event_conv2d(
 
     Args:
         x: `[N, C, H, W]`, any layout; float32, bfloat16, float16, uint8 or bool.
-        weight: `[O, C, k, k]`, k 1 or 3. Sums are float32 whatever its dtype.
+        weight: `[M, C, k, k]`, k 1 or 3. Sums are float32 whatever its dtype.
         out_dtype: float32 or bfloat16.
         auto: compute densely above the firing rate at which that is faster on this machine (measured once and
             kept); otherwise from events at any rate. Input other than 0 and 1 is computed densely in both cases.
         bf16_input_grad: compute the input gradient in bfloat16.
 
     Returns:
-        `[N, O, H, W]`, and int64 `[spikes, additions]`: spikes in `x` (-1: it is not made of 0 and 1), and the
+        `[N, M, H, W]`, and int64 `[spikes, additions]`: spikes in `x` (-1: it is not made of 0 and 1), and the
         additions of weights done (0: computed densely).
 
     Raises:
