@@ -110,7 +110,8 @@ class EventInference(nn.Module):
     may fire in one and not in the other.
 
     Args:
-        model: a `SpikeDrivenTransformer`; its parameters and running statistics are read now; later changes have no effect.
+        model: a `SpikeDrivenTransformer`. Its parameters and running statistics are read now; later changes have no
+            effect.
         auto: compute a layer densely above the firing rate where that is faster on this machine.
 
     Raises:
