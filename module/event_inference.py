@@ -70,7 +70,10 @@ class _Layer:
     additions: int = 0
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> _Layer:
+    def of(cls, conv: nn.Conv2d, bn: nn.Module) -> _Layer:
+        if not isinstance(bn, nn.BatchNorm2d):  # folded into the convolution before
+            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+            return cls(conv.weight.detach().clone(memory_format=torch.channels_last), bias, pack_weight(conv.weight))
         assert bn.running_mean is not None
         assert bn.running_var is not None
         # In float64: rounding must not be added to that of the folded weights themselves.
@@ -129,7 +132,7 @@ class EventInference(nn.Module):
             for name, layer in model.named_modules():
                 if isinstance(layer, nn.Conv2d):
                     bn_name = name.replace("conv", "bn")
-                    self.layers[name] = _Layer.of(layer, model.get_submodule(bn_name))  # type: ignore[arg-type]
+                    self.layers[name] = _Layer.of(layer, model.get_submodule(bn_name))
         self.train(False)
 
     def additions(self) -> dict[str, int]:

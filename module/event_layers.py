@@ -49,13 +49,17 @@ class EventConv2d(nn.Conv2d):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """This layer's way of computing `x` with other parameters, as the joined ones of several layers."""
         out_dtype = x.dtype if x.is_floating_point() else torch.float32
         if torch.is_autocast_enabled("cpu"):
             out_dtype = torch.get_autocast_dtype("cpu")
         if x.device.type != "cpu" or x.dtype not in SPIKE_DTYPES or out_dtype not in OUTPUT_DTYPES:
-            return super().forward(x)
+            return self._conv_forward(x, weight, bias)
         out, counts = event_conv2d(
-            x, self.weight, self.bias, out_dtype=out_dtype, auto=self.auto, bf16_input_grad=self.bf16_input_grad
+            x, weight, bias, out_dtype=out_dtype, auto=self.auto, bf16_input_grad=self.bf16_input_grad
         )
         if not torch.compiler.is_compiling():
             self.counts = counts
