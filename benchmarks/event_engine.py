@@ -5,6 +5,9 @@
         --config conf/digits/1_64_15E_t4.yml
     python -m benchmarks.event_engine --only layer --picture imgs/event_engine.png
 
+With --cpu-time each candidate runs on one thread and its processor time counts: a fair ratio also while others use
+the machine, which stretches wall-clock times and not these.
+
 plain        the published computation: SpikingJelly's neurons, contiguous tensors, float32
 plain bf16   the same under bfloat16 autocast
 layers       engine: event, the model's own layers around event-driven convolutions
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,23 @@ FIRST = ("patch_embed.proj_conv",)
 # pJ per 32-bit multiply-accumulate and accumulate at 45 nm, as in the paper.
 MAC, AC = 4.6, 0.9
 Call = Callable[[], object]
+
+
+_cpu_time = False
+
+
+def timed(candidates: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate by round: of the clock, or of the processor."""
+    if not _cpu_time:
+        return interleave(candidates, rounds=rounds)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):
+        for name, call in candidates.items():
+            started = time.process_time()
+            call()
+            if turn:  # the first round warms up
+                seconds[name].append(time.process_time() - started)
+    return seconds
 
 
 def random_network(**options: Any) -> tuple[PlainSDT, Tensor]:
@@ -120,7 +141,7 @@ def evaluation(plain: PlainSDT, x: Tensor, rounds: int) -> dict[str, Any]:
     with torch.no_grad():
         expected = plain(x)[0]
         error = float((bits(x)[0] - expected).abs().max() / expected.abs().max())
-        seconds = interleave(candidates, rounds=rounds)
+        seconds = timed(candidates, rounds)
     return _report("evaluation", seconds, len(x)) | {
         "relative_difference_of_logits": error,
         "entering_rates": entering_rates(layered, channels_last),
@@ -153,7 +174,7 @@ TRAINING = ("plain", "plain bf16", "layers", "bf16 grad", "layers bf16")
 
 
 def training(rounds: int) -> dict[str, Any]:
-    seconds = interleave({name: training_step(name) for name in TRAINING}, rounds=rounds)
+    seconds = timed({name: training_step(name) for name in TRAINING}, rounds)
     return _report("training step", seconds, BATCH)
 
 
@@ -206,7 +227,7 @@ def layer(rounds: int, picture: Path | None) -> dict[str, Any]:
                 "event": lambda x=x, weight=weight: event_conv2d(x, weight, auto=False),  # type: ignore[misc]
             }
             with torch.no_grad():
-                measured.append(speedup(interleave(calls, rounds=rounds), "dense", "event").median)
+                measured.append(speedup(timed(calls, rounds), "dense", "event").median)
         curves[title] = {"speedup": measured, "crossover": crossover(C, M, k, N * side * side)}
     print_table(
         ["firing rate", *curves],
@@ -234,7 +255,9 @@ def draw(rates: list[float], curves: dict[str, dict[str, Any]], target: Path) ->
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.set(xlabel="firing rate r of the layer's input", ylabel="dense / event-driven", xlim=(0, 1), ylim=(0.3, 150))
-    axes.set_title(f"One layer, float32, {torch.get_num_threads()} CPU threads; upright lines: crossover in use")
+    threads = torch.get_num_threads()
+    what = f"{threads} CPU thread{'s' * (threads > 1)}"
+    axes.set_title(f"One layer, float32, {what}; upright lines: crossover in use")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=9)
@@ -248,12 +271,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time instead of the clock's")
     parser.add_argument("--checkpoint", help="evaluate a trained network instead of a random one; with --config")
     parser.add_argument("--config", help="the checkpoint's configuration")
     parser.add_argument("--picture", type=Path, help="draw the layer's curves into this PNG")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    global _cpu_time
+    _cpu_time = options.cpu_time
+    torch.set_num_threads(1 if _cpu_time else options.threads)
     if options.child:
         return child(options.child)
     results: dict[str, Any] = {}
