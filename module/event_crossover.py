@@ -26,18 +26,11 @@ FIXED = 0.5
 _RATES = (0.05, 0.4)
 _MAX_PIXELS = 2048
 _ROUNDS = 4
-_fixed = False
-
-
-def fix_crossover(fixed: bool) -> None:
-    """Decide by the constant FIXED instead of a measurement, so that results do not depend on timings."""
-    global _fixed
-    _fixed = fixed
 
 
 def crossover(C: int, M: int, kernel: int, pixels: int) -> float:
     """The firing rate, 0 to 1, up to which the event-driven layer is used."""
-    if _fixed or torch.are_deterministic_algorithms_enabled():
+    if torch.are_deterministic_algorithms_enabled():
         return FIXED
     # Pixels by powers of two: a last, smaller batch is no new kind of layer.
     bucket = min(_MAX_PIXELS, 1 << max(0, pixels - 1).bit_length())

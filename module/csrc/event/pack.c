@@ -80,8 +80,10 @@ int64_t event_pack(const void *x, int dtype, int channels_last, int64_t N, int64
             for (int64_t w = 0; w < words; w++) {
                 uint64_t square[64] = {0};
                 const int64_t channels = C - 64 * w < 64 ? C - 64 * w : 64;
-                for (int64_t c = 0; c < channels; c++)
-                    bad |= pack_row((const char *)x + ((n * C + 64 * w + c) * HW + p0) * size, dtype, pixels, square + c);
+                for (int64_t c = 0; c < channels; c++) {
+                    const char *row = (const char *)x + ((n * C + 64 * w + c) * HW + p0) * size;
+                    bad |= pack_row(row, dtype, pixels, square + c);
+                }
                 transpose_64x64(square);
                 for (int64_t p = 0; p < pixels; p++) out[p * words + w] = square[p];
             }
