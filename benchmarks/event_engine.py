@@ -98,10 +98,10 @@ def trained_network(config: str, checkpoint: str) -> tuple[PlainSDT, Tensor]:
 def as_model(plain: PlainSDT, engine: str, *, bf16_input_grad: bool = False) -> SpikeDrivenTransformer:
     """The same weights in this project's model, with its fastest neurons."""
     model = copy.deepcopy(plain)
-    model.__class__ = SpikeDrivenTransformer  # the baseline differs by its forward pass alone
+    model.__class__ = SpikeDrivenTransformer  # the baseline differs by its forward pass alone  # type: ignore[assignment]
     for module in model.modules():
         if hasattr(module, "backend_choice"):
-            module.backend_choice = "auto"
+            module.backend_choice = "auto"  # type: ignore[assignment]
     model.to(memory_format=torch.channels_last)
     reason = use_engine(model, engine, skip=FIRST, bf16_input_grad=bf16_input_grad)
     assert reason is None, reason

@@ -78,7 +78,7 @@ def test_inference_on_bits_gives_the_golden_logits(name):
     # The same additions as the layers do, which count them one by one.
     layered = copy.deepcopy(model)
     use_engine(layered, "event", skip=("patch_embed.proj_conv",))
-    layered(tensors["input"].float())
+    layered(tensors["input"].float(), {})  # watched, so that q, k and v are not joined into one layer
     counted = {n: int(m.counts[1]) for n, m in layered.named_modules() if isinstance(m, EventConv2d)}
     done = inference.additions()
     assert {n: done[n] for n in counted} == counted
