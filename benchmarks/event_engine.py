@@ -98,7 +98,7 @@ def trained_network(config: str, checkpoint: str) -> tuple[PlainSDT, Tensor]:
 def as_model(plain: PlainSDT, engine: str, *, bf16_input_grad: bool = False) -> SpikeDrivenTransformer:
     """The same weights in this project's model, with its fastest neurons."""
     model = copy.deepcopy(plain)
-    model.__class__ = SpikeDrivenTransformer  # the baseline differs by its forward pass alone  # type: ignore[assignment]
+    model.__class__ = SpikeDrivenTransformer  # type: ignore[assignment]  # only the forward pass differs
     for module in model.modules():
         if hasattr(module, "backend_choice"):
             module.backend_choice = "auto"  # type: ignore[assignment]
