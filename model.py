@@ -5,6 +5,7 @@ Legend: T time steps, B batch, C channels, H x W image, D embed_dims, K classes.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -19,6 +20,8 @@ from module.neuron import check_neuron_settings, make_neuron
 from module.sps import MS_SPS
 
 Hook = dict[str, Tensor]
+
+_logger = logging.getLogger("sdt")
 
 
 class SpikeDrivenTransformer(nn.Module):
@@ -40,6 +43,8 @@ class SpikeDrivenTransformer(nn.Module):
         TET: keep the logits of each time step, `[T, B, K]`, for the TET loss.
         data_T: whether 5-D inputs may have another number of time steps than `T` (they are taken as they are).
         backend, neuron_dtype: see `module.neuron.make_neuron`.
+        engine, bf16_input_grad: convolutions on a CPU, see `module.event_layers.use_engine`. Where the kernels cannot
+            be built the model stays dense, and a warning says why.
         patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted because published training scripts pass
             them; they never had an effect on the published forward pass and have none here.
         qkv_bias, sr_ratios: likewise, and a value other than the default warns.
@@ -68,6 +73,8 @@ class SpikeDrivenTransformer(nn.Module):
         data_T: bool = True,
         backend: str = "auto",
         neuron_dtype: str = "float32",
+        engine: str = "dense",
+        bf16_input_grad: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         drop_block_rate: float | None = None,
@@ -116,6 +123,28 @@ class SpikeDrivenTransformer(nn.Module):
         self.head_lif = make_neuron(**neuron)
         self.head: nn.Module = nn.Linear(embed_dims, num_classes) if num_classes else nn.Identity()
         self.apply(self._init_weights)
+        self.engine = engine
+        if engine != "dense":
+            self._use_engine(bf16_input_grad)
+
+    def _use_engine(self, bf16_input_grad: bool) -> None:
+        # Imported here: it registers operators, which a dense model has no use for.
+        from module.event_layers import use_engine
+
+        # The first convolution sees an image, which is no spikes.
+        first = "patch_embed.proj_conv"
+        if reason := use_engine(self, self.engine, skip=(first,), bf16_input_grad=bf16_input_grad):
+            _logger.warning(f"warning: engine {self.engine} is not available, convolutions stay dense: {reason}")
+            self.engine = "dense"
+
+    def for_evaluation(self) -> nn.Module:
+        """What evaluates these weights fastest: with an engine, `module.event_inference.EventInference` where it
+        can run (float32 on a CPU), else this model. Called like the model; it does not follow later updates."""
+        if self.engine == "dense":
+            return self
+        from module.event_inference import EventInference, why_not
+
+        return self if why_not(self) else EventInference(self, auto=self.engine == "auto")
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:

@@ -141,7 +141,9 @@ class MS_SSA_Conv(nn.Module):
         weight = torch.cat([conv.weight for conv in convs])  # [3 D, D, 1, 1]
         biases = [conv.bias for conv in convs if conv.bias is not None]  # none, or all where BatchNorm was folded
         bias = torch.cat(biases) if biases else None
-        qkv = F.conv2d(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
+        # An event-driven layer computes the joined weights its own way.
+        convolve = getattr(self.q_conv, "convolve", F.conv2d)
+        qkv = convolve(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
         qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
         y, _ = fused_ops.attend(qkv, self.talking_heads_lif.decay(qkv), *self.talking_heads_lif.constants())
         return y

@@ -104,6 +104,8 @@ def test_what_is_not_available_yet_is_an_error(name):
         ({"bn_tf": True}, "never reached the model"),
         ({"TET_lamb": 0.1}, "ignored without TET"),
         ({"amp_dtype": "bfloat16"}, "ignored without amp"),
+        ({"engine": "auto", "device": "cuda"}, "its kernels run on a CPU"),
+        ({"bf16_input_grad": True}, "ignored with engine dense"),
         ({"apex_amp": True}, "amp is switched on"),
         ({"native_amp": True}, "amp is switched on"),
     ],

@@ -46,6 +46,8 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
         TET=cfg.TET,
         backend=cfg.neuron_backend,
         neuron_dtype=cfg.neuron_dtype,
+        engine=cfg.engine,
+        bf16_input_grad=cfg.bf16_input_grad,
         pretrained=cfg.pretrained,
     )
 
@@ -72,6 +74,14 @@ def build_model(cfg: Config) -> nn.Module:
             if cfg.bn_eps is not None:
                 module.eps = cfg.bn_eps
     return model
+
+
+def for_evaluation(model: nn.Module) -> nn.Module:
+    """What evaluates the weights that `model` has now fastest: `model` itself where it knows nothing faster."""
+    faster = getattr(model, "for_evaluation", None)
+    result = model if faster is None else faster()
+    assert isinstance(result, nn.Module)
+    return result
 
 
 def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tuple[nn.Module, list[nn.Module]]:

@@ -42,6 +42,12 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         yield Finding(("lr",), f"lr {cfg.lr:g} is ignored: lr_base {cfg.lr_base:g} sets the learning rate")
     if cfg.amp_dtype != "auto" and not cfg.amp:
         yield Finding(("amp_dtype",), f"amp_dtype {cfg.amp_dtype} is ignored without amp; set amp: true to use it")
+    if cfg.engine != "dense" and cfg.device.startswith("cuda"):
+        yield Finding(("engine", "device"), f"engine {cfg.engine} is ignored on {cfg.device}; its kernels run on a CPU")
+    if cfg.bf16_input_grad and cfg.engine == "dense":
+        yield Finding(
+            ("bf16_input_grad",), "bf16_input_grad true is ignored with engine dense; set engine: auto to use it"
+        )
 
 
 def mixes(cfg: Config) -> bool:

@@ -211,6 +211,9 @@ class Config:
     compile: bool = _device(False, "compile the model with torch.compile")
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers")
+    engine: str = _device("dense", "convolutions on a CPU (event: additions of the weights of active inputs; "
+                          "auto: event or dense per layer, whichever is faster)", choices=("auto", "dense", "event"))
+    bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32")
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
     local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",

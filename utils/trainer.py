@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.batch_picture import save_batch
-from utils.build import build_model, parameter_count, prepare_for_training, with_sizes_of
+from utils.build import build_model, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.distributed import Process
 from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
@@ -209,6 +209,9 @@ class Trainer:
             models["ema"] = state.ema.module
             if self.cfg.model_ema_force_cpu:
                 models["ema"] = copy.deepcopy(state.ema.module).to(process.device)
+        if self.cfg.engine != "dense" and not self.cfg.amp:
+            # Without amp only: the engine's evaluation is float32, and would measure another network than trained.
+            models = {name: for_evaluation(model) for name, model in {**models, "eval": state.model}.items()}
         # Processes may differ by one batch, and all must take part in each decision to stop.
         common = int(min(process.gather(len(self.loaders.eval))))
 

@@ -1,0 +1,266 @@
+"""The event-driven engine in the model: numerics of the published network, fallbacks, settings."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
+
+from model import SpikeDrivenTransformer
+from module import event_build, event_inference
+from module.event_inference import EventInference, why_not
+from module.event_layers import EventConv2d, use_engine
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"
+)
+
+# float32 sums in another order, against float64.
+TOLERANCE = 1e-5
+SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=40, num_heads=4, depths=1, pooling_stat="0011")
+
+
+def golden_model(name: str, **options: object) -> tuple[dict[str, torch.Tensor], SpikeDrivenTransformer]:
+    meta, tensors = load_tensors(name)
+    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]), **options)
+    model.load_state_dict(under(tensors, "state"), strict=True)
+    return tensors, model.eval()
+
+
+def small_model(**options: object) -> SpikeDrivenTransformer:
+    """Random weights, with statistics of BatchNorm that make its neurons fire."""
+    torch.manual_seed(0)
+    model = SpikeDrivenTransformer(**(SMALL | options)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model(images(model))
+    return model.eval()
+
+
+def images(model: SpikeDrivenTransformer, batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, model.in_channels, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", FORWARD_FILES)
+def test_layers_give_the_golden_logits_and_firing_rates(name):
+    tensors, model = golden_model(name, engine="event")
+    assert any(isinstance(layer, EventConv2d) for layer in model.modules())
+    with torch.no_grad():
+        logits, hook = model(tensors["input"].float(), {})
+    assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
+    for layer in model.modules():
+        if isinstance(layer, EventConv2d):
+            assert layer.counts is not None
+            assert layer.counts[0] >= 0, "spikes only"
+    for key, rate in under(tensors, "eval/rate").items():
+        elements = hook[key][0].numel()
+        flips = (hook[key].double().mean(tuple(range(1, hook[key].dim()))) - rate).abs().max() * elements
+        # A potential within float32 rounding of the threshold may fall on its other side; the plain float32
+        # network flips such spikes too. None but these: one per tensor and step.
+        assert flips < 1.5, key
+
+
+@pytest.mark.parametrize("name", FORWARD_FILES)
+def test_inference_on_bits_gives_the_golden_logits(name):
+    tensors, model = golden_model(name)
+    if name == "dvs_tet":
+        assert "event mode" in str(why_not(model))
+        return
+    inference = EventInference(model, auto=False)
+    logits, _ = inference(tensors["input"].float())
+    assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
+    # The same additions as the layers do, which count them one by one.
+    layered = copy.deepcopy(model)
+    use_engine(layered, "event", skip=("patch_embed.proj_conv",))
+    layered(tensors["input"].float(), {})  # watched, so that q, k and v are not joined into one layer
+    counted = {n: int(m.counts[1]) for n, m in layered.named_modules() if isinstance(m, EventConv2d)}
+    done = inference.additions()
+    assert {n: done[n] for n in counted} == counted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(pooling_stat="0000"),
+        dict(pooling_stat="1100"),
+        dict(spike_mode="plif"),
+        dict(mlp_ratios=1),
+        dict(T=1),
+        dict(T=7, TET=True),
+        dict(embed_dims=8, num_heads=1, in_channels=1),
+        dict(embed_dims=136, num_heads=8, num_classes=0),
+    ],
+    ids=str,
+)
+def test_inference_on_bits_equals_the_model(options):
+    model = small_model(**options)
+    x = images(model)
+    with torch.no_grad():
+        expected, _ = model(x)
+    logits, _ = EventInference(model, auto=False)(x)
+    assert relative_error(logits, expected.double()) < TOLERANCE
+
+
+def test_inference_on_event_frames_equals_the_model():
+    model = small_model(in_channels=2, T=4)
+    x = torch.randint(0, 3, (2, 5, 2, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        expected, _ = model(x)
+    assert relative_error(EventInference(model)(x)[0], expected.double()) < TOLERANCE
+
+
+def test_inference_computes_layers_densely_above_the_crossover(monkeypatch):
+    monkeypatch.setattr(event_inference, "crossover", lambda *_: -1.0)
+    model = small_model()
+    inference = EventInference(model, auto=True)
+    with torch.no_grad():
+        expected, _ = model(images(model))
+    assert relative_error(inference(images(model))[0], expected.double()) < TOLERANCE
+    assert sum(inference.additions().values()) == 0
+
+
+def test_inference_does_not_depend_on_the_number_of_threads():
+    inference = EventInference(small_model(), auto=False)
+    x = torch.randn(5, 3, 16, 16)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, _ = inference(x)
+        torch.set_num_threads(2)
+        two, _ = inference(x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two)
+
+
+def test_inference_keeps_its_weights_and_fills_a_hook_through_the_model():
+    model = small_model()
+    inference, x = EventInference(model), images(model)
+    before, _ = inference(x)
+    with torch.no_grad():
+        model.block[0].mlp.fc1_conv.weight.zero_()  # type: ignore[union-attr, operator]
+    assert torch.equal(inference(x)[0], before)
+    _, hook = inference(x, {})
+    assert set(hook) == set(model.spike_sources())
+
+
+def test_training_step_has_the_gradients_of_the_plain_one():
+    plain, event = small_model().train(), small_model(engine="event").train()
+    assert list(plain.state_dict()) == list(event.state_dict())
+    assert torch.equal(plain.state_dict()["head.weight"], event.state_dict()["head.weight"])
+    event.load_state_dict(plain.state_dict())
+    x = images(plain)
+    for model in (plain, event):
+        model(x)[0].square().sum().backward()
+    gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (plain, event)]
+    assert set(gradients[0]) == set(gradients[1])
+    scale = max(float(g.abs().max()) for g in gradients[0].values())
+    for name, expected in gradients[0].items():
+        difference = float((gradients[1][name] - expected).abs().max())
+        # A bias before a BatchNorm has no effect: its gradient is rounding alone, and is judged by the network's
+        # largest one. A single spike that fell on the other side of its threshold would show as more.
+        size = scale if name.endswith("conv.bias") else float(expected.abs().max())
+        assert difference < TOLERANCE * size, name
+
+
+def test_training_under_autocast_computes_in_bfloat16():
+    model = small_model(engine="event").train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = model(images(model))
+    logits.float().sum().backward()
+    gradient = model.block[0].attn.q_conv.weight.grad  # type: ignore[union-attr]
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    assert bool(torch.isfinite(gradient).all())
+
+
+def test_float64_stays_dense_and_exact():
+    model = small_model(engine="event").double()
+    assert EventConv2d in map(type, model.modules())
+    plain = small_model().double()
+    with torch.no_grad():
+        assert torch.equal(model(images(model).double())[0], plain(images(plain).double())[0])
+
+
+def test_the_model_can_be_copied_and_a_copy_evaluated():
+    model = copy.deepcopy(small_model(engine="event"))
+    inference = model.for_evaluation()
+    assert isinstance(inference, EventInference)
+    with torch.no_grad():
+        expected, _ = model(images(model))
+    assert relative_error(inference(images(model))[0], expected.double()) < TOLERANCE
+
+
+def test_only_convolutions_the_kernels_know_are_replaced():
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 4, 1),
+        torch.nn.Conv2d(4, 4, 3, padding=1),
+        torch.nn.Conv2d(4, 4, 3),
+        torch.nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        torch.nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        torch.nn.Conv2d(4, 4, 3, padding="same"),
+        torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+    )
+    assert use_engine(layers, "event") is None
+    assert [type(layer) is EventConv2d for layer in layers] == [True, True, *[False] * 5]
+
+
+@pytest.mark.parametrize("engine", ["", "events"])
+def test_an_unknown_engine_is_an_error(engine):
+    with pytest.raises(ValueError, match="auto, dense, event"):
+        use_engine(torch.nn.Conv2d(1, 1, 1), engine)
+
+
+class TestBuild:
+    @pytest.fixture(autouse=True)
+    def fresh(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SDT_CACHE_DIR", str(tmp_path))
+        event_build._load_or_reason.cache_clear()
+        yield
+        event_build._load_or_reason.cache_clear()
+
+    def test_a_broken_compiler_leaves_the_model_dense_and_says_why(self, tmp_path, monkeypatch, caplog):
+        broken = tmp_path / "cc"
+        broken.write_text("#!/bin/sh\necho 'cc: error: out of order' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        monkeypatch.setenv("CC", str(broken))
+        model = SpikeDrivenTransformer(**SMALL, engine="event")
+        assert "stay dense" in caplog.text
+        assert "out of order" in caplog.text
+        assert EventConv2d not in map(type, model.modules())
+        assert model.for_evaluation() is model
+        assert not list(tmp_path.glob("*.so"))
+        assert not list(tmp_path.glob("build-*")), "nothing half made is left"
+
+    def test_no_compiler(self, monkeypatch):
+        monkeypatch.setenv("CC", "no-such-compiler")
+        with pytest.raises(event_build.EngineUnavailableError, match="no C compiler found"):
+            event_build.load()
+
+    def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch):
+        file = tmp_path / "file"
+        file.write_text("")
+        monkeypatch.setenv("SDT_CACHE_DIR", str(file))
+        with pytest.raises(event_build.EngineUnavailableError, match="SDT_CACHE_DIR"):
+            event_build.load()
+
+    def test_two_at_once_build_one_library_which_is_then_reused(self, tmp_path):
+        cc = event_build.compiler()
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(lambda _: event_build.build(tmp_path, cc), range(2))
+        assert first == second
+        made = first.stat().st_mtime_ns
+        assert event_build.build(tmp_path, cc).stat().st_mtime_ns == made
+        assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+    def test_other_flags_are_another_library(self, tmp_path):
+        cc, variants = event_build.compiler(), ((),)
+        plain = event_build.build(tmp_path, cc, variants=variants)
+        assert event_build.build(tmp_path, cc, (*event_build.FLAGS, "-DOTHER"), variants) != plain
