@@ -14,6 +14,7 @@ from model import SpikeDrivenTransformer
 from module import event_build, event_inference
 from module.event_inference import EventInference, why_not
 from module.event_layers import EventConv2d, use_engine
+from utils.synapses import SynapseRecorder
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"
@@ -264,3 +265,17 @@ class TestBuild:
         cc, variants = event_build.compiler(), ((),)
         plain = event_build.build(tmp_path, cc, variants=variants)
         assert event_build.build(tmp_path, cc, (*event_build.FLAGS, "-DOTHER"), variants) != plain
+
+
+def test_the_energy_report_counts_the_additions_that_the_engine_does():
+    """The report's `exact` operations of each layer, and what the kernels say that they added."""
+    model = small_model(engine="event").eval()
+    x = torch.rand(3, 3, 16, 16)
+    with torch.no_grad(), SynapseRecorder(model) as recorder:
+        model(x)
+    reported = {layer.name: sum(layer.synops or []) for layer in recorder.counts().layers}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, EventConv2d)}
+    done = {name: int(layer.counts[1]) for name, layer in layers.items() if layer.counts is not None}
+    assert len(done) >= 9
+    assert sum(done.values()) > 0
+    assert done == {name: reported[name] for name in done}
