@@ -84,7 +84,7 @@ def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title=title, xlabel="firing rate (spikes per element and time step)")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside all the marks
     _plain(axes)
     figure.savefig(target, dpi=150)
 
@@ -108,7 +108,7 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     axes.set_xlim(left=0)
     figure.suptitle(f"{title}, {energy_text(report.total_pJ)} per sample\n{report.accounting}", fontsize=9)
     axes.set_xlabel(f"energy per sample ({unit})")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside all the marks
     _plain(axes)
     figure.savefig(target, dpi=150)
 
