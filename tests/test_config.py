@@ -4,43 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from config_calls import fails, parse, refused
 
-from utils.config import config_from, load_yaml, parse_config, to_yaml
-from utils.errors import UserError
+from utils.config import config_from, load_yaml, to_yaml
 from utils.settings import SETTINGS, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_DEFAULTS = json.loads((ROOT / "tests" / "golden" / "cli_defaults.json").read_text())
-
-
-def parse(*argv):
-    return parse_config(list(argv), prog="train.py", description="Train.")
-
-
-def fails(*argv):
-    """The message that a command line ends in."""
-    with pytest.raises(UserError) as caught:
-        parse(*argv)
-    return str(caught.value)
-
-
-def refused(**values):
-    """The message that a mapping ends in."""
-    with pytest.raises(UserError) as caught:
-        config_from(values)
-    return str(caught.value)
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Write text to a YAML file and return its path."""
-
-    def write(text):
-        path = tmp_path / "a.yml"
-        path.write_text(text)
-        return str(path)
-
-    return write
 
 
 @pytest.mark.parametrize(("name", "default"), PUBLISHED_DEFAULTS.items())

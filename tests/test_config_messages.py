@@ -5,42 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from config_calls import fails, parse, refused
 
-from utils.config import config_from, load_yaml, parse_config
+from utils.config import load_yaml
 from utils.errors import UserError, nearest, run_script
 from utils.settings import SETTINGS, Config
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def parse(*argv):
-    return parse_config(list(argv), prog="train.py", description="Train.")
-
-
-def fails(*argv):
-    """The message that a command line ends in."""
-    with pytest.raises(UserError) as caught:
-        parse(*argv)
-    return str(caught.value)
-
-
-def refused(**values):
-    """The message that a mapping ends in."""
-    with pytest.raises(UserError) as caught:
-        config_from(values)
-    return str(caught.value)
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Write text to a YAML file and return its path."""
-
-    def write(text):
-        path = tmp_path / "a.yml"
-        path.write_text(text)
-        return str(path)
-
-    return write
 
 
 def test_three_mistakes_come_in_one_message(written):

@@ -1,33 +1,10 @@
 """Combinations of settings that cannot work, and settings that do nothing."""
 
 import pytest
+from config_calls import parse, refused
 
-from utils.config import config_from, parse_config
-from utils.errors import UserError
+from utils.config import config_from
 from utils.settings import SETTINGS, Config
-
-
-def parse(*argv):
-    return parse_config(list(argv), prog="train.py", description="Train.")
-
-
-def refused(**values):
-    """The message that a mapping ends in."""
-    with pytest.raises(UserError) as caught:
-        config_from(values)
-    return str(caught.value)
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Write text to a YAML file and return its path."""
-
-    def write(text):
-        path = tmp_path / "a.yml"
-        path.write_text(text)
-        return str(path)
-
-    return write
 
 
 @pytest.mark.parametrize(
