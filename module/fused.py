@@ -31,9 +31,10 @@ def watched(*modules: nn.Module) -> bool:
     """Whether a hook is attached to any of the modules (or to all there are), or one's forward was replaced."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return True
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
-        for m in modules
+    # What torch.compile traces is the module's own forward; it cannot look into an instance's dictionary either.
+    replaced = not torch.compiler.is_compiling() and any("forward" in vars(m) for m in modules)
+    return replaced or any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
     )
 
 

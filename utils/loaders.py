@@ -11,8 +11,13 @@ same process, or of an interruption. That holds bit for bit on one machine with 
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
+import multiprocessing.util  # before the registration below: its own must run after it
 import random
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from utils.settings import Config
 
 Batch = tuple[Tensor, Tensor]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -164,6 +171,20 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     # Ctrl-C and a cluster's SIGTERM reach the workers too, while the main process still finishes its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # When the main process is killed, its workers must not outlive it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@atexit.register
+def _end_workers() -> None:
+    # Python ends what workers are left by SIGTERM, which they ignore, and would wait for them for ever. This runs
+    # before that, since it was registered later.
+    left = [process for process in multiprocessing.active_children() if process.daemon]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for process in left:
+        process.kill()
 
 
 class SeededSamples(Dataset[Any]):
