@@ -19,7 +19,7 @@ from torch import Tensor
 from module import native
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp")
+_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp")
 
 _i64, _f64, _pointer, _int = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
@@ -33,6 +33,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "gradient_apply": [_i64, _i64, _i64, *[_pointer] * 7],
     "attend": [*[_i64] * 4, *[_pointer] * 3, _f64, _f64],
     "attend_backward": [*[_i64] * 4, *[_pointer] * 4, *[_f64] * 3, _pointer],
+    "max_pool": [*[_i64] * 4, *[_pointer] * 3],
+    "max_pool_backward": [*[_i64] * 4, *[_pointer] * 3],
 }
 
 
@@ -160,3 +162,15 @@ def attend_backward(
     g_decay = torch.zeros((), dtype=torch.float64)
     _call("attend_backward", qkv.dtype, *_attention_sizes(qkv), qkv, kv, g, gqkv, decay, threshold, alpha, g_decay)
     return float(g_decay)
+
+
+def max_pool(x: Tensor, out: Tensor, winner: Tensor | None) -> None:
+    """Fills `out` and, if given, `winner` (uint8) from `x` `[N, C, H, W]`, all with channels innermost."""
+    N, C, H, W = x.shape
+    _call("max_pool", x.dtype, N, H, W, C, x, out, 0 if winner is None else winner)
+
+
+def max_pool_backward(g: Tensor, winner: Tensor, gx: Tensor) -> None:
+    """Fills `gx` `[N, C, H, W]`."""
+    N, C, H, W = gx.shape
+    _call("max_pool_backward", g.dtype, N, H, W, C, g, winner, gx)

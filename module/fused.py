@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from module import fused_ops
+from module import fused_ops, pool_ops
 from module.neuron import SpikingNode, backend_of
 from module.neuron_ops import state_dtype
 
@@ -107,6 +107,14 @@ def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None, neuron: nn.Mod
         return out
     y = over_time(norm, x)
     return y if residual is None else y + residual
+
+
+def pooled(pool: nn.Module, x: Tensor, neuron: nn.Module) -> Tensor:
+    """`pool(x)` for `x` `[T, B, C, H, W]`; compiled where `neuron`, one of the same model, would be."""
+    flat = x.flatten(0, 1)
+    if pool_ops.can_pool(pool, flat) and not watched(pool) and backend_of(neuron, x) == "cpp":
+        return pool_ops.max_pool(flat).unflatten(0, x.shape[:2])
+    return over_time(pool, x)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from module.fused import norm_add, norm_neuron, over_time, watched
+from module.fused import norm_add, norm_neuron, over_time, pooled, watched
 from module.neuron import backend_of, make_neuron
 
 
@@ -87,28 +87,32 @@ class MS_SPS(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x.shape[0]
-        x = self._first_input(x)
+        x = norm_neuron(self.proj_bn, self.proj_lif, self._first_current(x), steps)
+        x = pooled(self.maxpool, x, self.proj_lif)  # spikes [T, B, c, h, w]
         for conv, bn, lif, pool in (
-            (self.proj_conv, self.proj_bn, self.proj_lif, self.maxpool),
             (self.proj_conv1, self.proj_bn1, self.proj_lif1, self.maxpool1),
             (self.proj_conv2, self.proj_bn2, self.proj_lif2, self.maxpool2),
         ):
-            x = norm_neuron(bn, lif, over_time(conv, x), steps)
-            x = over_time(pool, x)  # spikes [T, B, c, h, w]
+            x = norm_neuron(bn, lif, over_time(conv, x))
+            x = pooled(pool, x, lif)
         # The last pool acts on membrane values: its result is the shortcut around the position stage.
         x = norm_add(self.proj_bn3, over_time(self.proj_conv3, x), None, self.proj_lif3)
-        x = over_time(self.maxpool3, x)  # [T, B, D, H', W']
+        x = pooled(self.maxpool3, x, self.proj_lif3)  # [T, B, D, H', W']
         return norm_add(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(x)), x, self.proj_lif3)
 
-    def _first_input(self, x: Tensor) -> Tensor:
-        """A static image `[T, B, C, H, W]` is convolved once, `[1, B, C, H, W]`, unless the conv is watched.
+    def _first_current(self, x: Tensor) -> Tensor:
+        """The first conv of `x` `[T, B, C, H, W]`; `[1, B, c, H, W]` for a static image (the same at each step).
 
-        Batch statistics over T equal copies are those over one.
+        Batch statistics over T equal copies are those over one. A watched conv sees every step.
         """
         if x.shape[0] > 1 and x.stride(0) == 0 and not watched(self.proj_conv):
             x = x[:1]
         if backend_of(self.proj_lif, x) != "cpp":
-            return x
+            return over_time(self.proj_conv, x)
         # On a CPU convolutions and the kernels after them are fastest with channels innermost; all that follows
-        # keeps the layout.
-        return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+        # keeps the layout. With one channel there is nothing to see in the input's, so the output's is set as well.
+        return _channels_innermost(over_time(self.proj_conv, _channels_innermost(x)))
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
