@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
+from utils.allocator import keep_freed_memory
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,6 +54,7 @@ class Candidate:
         x = x.contiguous(memory_format=layout)
 
         def step() -> float:
+            self._choose_allocator(device)
             with self._autocast(device):
                 loss = F.cross_entropy(call(x)[0].float(), y)
             loss.backward()
@@ -73,10 +75,16 @@ class Candidate:
 
         @torch.no_grad()
         def forward() -> object:
+            self._choose_allocator(device)
             with self._autocast(device):
                 return call(x)[0]
 
         return forward
+
+    def _choose_allocator(self, device: torch.device) -> None:
+        """As train.py and firing_num.py do it for ours; glibc's own way for plain."""
+        if device.type == "cpu":
+            keep_freed_memory(self.parts[0] == "ours")
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         dtype = DTYPES[self.parts[1]]

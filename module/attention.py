@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from module import fused_ops
+from module import attention_ops
 from module.fused import (
     can_fuse_neurons,
     can_fuse_norms,
@@ -145,7 +145,7 @@ class MS_SSA_Conv(nn.Module):
         convolve = getattr(self.q_conv, "convolve", F.conv2d)
         qkv = convolve(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
         qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
-        y, _ = fused_ops.attend(qkv, self.talking_heads_lif.decay(qkv), *self.talking_heads_lif.constants())
+        y, _ = attention_ops.attend(qkv, self.talking_heads_lif.decay(qkv), *self.talking_heads_lif.constants())
         return y
 
     def spike_sources(self, prefix: str) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from module import fused_ops, pool_ops
+from module import norm_ops, pool_ops
 from module.neuron import SpikingNode, backend_of
 from module.neuron_ops import state_dtype
 
@@ -84,9 +84,9 @@ def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: SpikingNode, x: Tensor
     decay, (threshold, alpha) = neuron.decay(x), neuron.constants()
     if not norms[0].training:
         scales, shifts = zip(*map(_running_affine, norms), strict=True)
-        return fused_ops.affine_lif(x, _joined(scales), _joined(shifts), decay, steps, threshold)
+        return norm_ops.affine_lif(x, _joined(scales), _joined(shifts), decay, steps, threshold)
     weight, bias = _joined([norm.weight for norm in norms]), _joined([norm.bias for norm in norms])
-    spikes, mean, var = fused_ops.bn_lif(x, weight, bias, decay, steps, norms[0].eps, threshold, alpha)
+    spikes, mean, var = norm_ops.bn_lif(x, weight, bias, decay, steps, norms[0].eps, threshold, alpha)
     count = x.numel() // x.shape[2] // x.shape[0] * steps
     means, variances = mean.chunk(len(norms)), var.chunk(len(norms))
     for norm, its_mean, its_var in zip(norms, means, variances, strict=True):
@@ -101,8 +101,8 @@ def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None, neuron: nn.Mod
     if same and can_fuse_norms(x, norm) and backend_of(neuron, x) == "cpp":
         assert isinstance(norm, nn.BatchNorm2d)
         if not norm.training:
-            return fused_ops.affine_add(x, *_running_affine(norm), residual)
-        out, mean, var = fused_ops.bn_add(x, norm.weight, norm.bias, residual, norm.eps)
+            return norm_ops.affine_add(x, *_running_affine(norm), residual)
+        out, mean, var = norm_ops.bn_add(x, norm.weight, norm.bias, residual, norm.eps)
         _update_running(norm, mean, var, x.numel() // x.shape[2])
         return out
     y = over_time(norm, x)
@@ -124,7 +124,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _running_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    return fused_ops.affine_of(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    return norm_ops.affine_of(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module import cpu_kernels, fused, fused_ops
+from module import attention_ops, cpu_kernels, fused, norm_ops
 from module.neuron import make_neuron
 
 SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=2, pooling_stat="0011")
@@ -196,14 +196,14 @@ def test_operator_checks_of_torch_pass(layout):
     x = torch.randn(6, 4, 3, 5).contiguous(memory_format=layout).unflatten(0, (3, 2)).detach().requires_grad_()
     weight, bias = torch.rand(4).requires_grad_(), torch.rand(4).requires_grad_()
     decay = torch.tensor(0.5, requires_grad=True)
-    torch.library.opcheck(fused_ops.bn_lif, (x, weight, bias, decay, 3, 1e-5, 1.0, 4.0))
-    torch.library.opcheck(fused_ops.bn_add, (x, weight, bias, torch.randn_like(x).requires_grad_(), 1e-5))
-    torch.library.opcheck(fused_ops.bn_add, (x, weight, bias, None, 1e-5))
+    torch.library.opcheck(norm_ops.bn_lif, (x, weight, bias, decay, 3, 1e-5, 1.0, 4.0))
+    torch.library.opcheck(norm_ops.bn_add, (x, weight, bias, torch.randn_like(x).requires_grad_(), 1e-5))
+    torch.library.opcheck(norm_ops.bn_add, (x, weight, bias, None, 1e-5))
     spikes = (torch.rand(6, 12, 3, 5) < 0.5).float().contiguous(memory_format=layout).unflatten(0, (3, 2))
-    torch.library.opcheck(fused_ops.attend, (spikes.detach().requires_grad_(), decay, 0.5, 4.0))
+    torch.library.opcheck(attention_ops.attend, (spikes.detach().requires_grad_(), decay, 0.5, 4.0))
     with torch.no_grad():
-        torch.library.opcheck(fused_ops.affine_lif, (x.detach(), weight, bias, decay, 3, 1.0))
-        torch.library.opcheck(fused_ops.affine_add, (x.detach(), weight, bias, torch.randn_like(x)))
+        torch.library.opcheck(norm_ops.affine_lif, (x.detach(), weight, bias, decay, 3, 1.0))
+        torch.library.opcheck(norm_ops.affine_add, (x.detach(), weight, bias, torch.randn_like(x)))
 
 
 @pytest.mark.parametrize("training", [True, False])

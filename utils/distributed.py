@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.allocator import keep_freed_memory
 from utils.errors import USAGE_ERROR, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def distributed(cfg: Config) -> Iterator[Process]:
     device = choose_device(cfg.device, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if place.world_size == 1:
         yield Process(0, 1, device)
         return

@@ -1,10 +1,10 @@
-"""BatchNorm fused with what follows it (a neuron, or a shortcut's addition), and spike-driven self-attention, as
-torch operators on the compiled CPU kernels.
+"""BatchNorm fused with what follows it (a neuron, or a shortcut's addition), as torch operators on the compiled CPU
+kernels.
 
 A training forward keeps BatchNorm's input and no other tensor of that size; the normalised values exist only in
 registers. Statistics and sums are accumulated in float64.
 
-Legend: T time steps, B batch, C channels, H x W feature map, D channels of the attention, N = H * W tokens.
+Legend: T time steps, B batch, C channels, H x W feature map.
 Inputs are `[T, B, C, H, W]`; a first dimension of 1 stands for the same input at each of `steps` steps.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from module import cpu_kernels
-from module.neuron_ops import dense, empty_spikes, is_dense, same_layout, state_dtype
+from module.neuron_ops import empty_spikes, is_dense, same_layout, state_dtype
 
 
 def with_channels(x: Tensor) -> Tensor:
@@ -70,6 +70,13 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tenso
     return torch.empty_like(with_channels(x))
 
 
+def _batch_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and biased variance of the batch per channel (float64), and the scale and shift that normalise by them."""
+    mean, var = cpu_kernels.mean_and_variance(x)
+    scale, shift = affine_of(mean, var, weight, bias, eps)
+    return mean, var, _per_channel(x, scale), _per_channel(x, shift)
+
+
 # ---- BatchNorm and neuron in training --------------------------------------------------------------------------------
 
 
@@ -79,10 +86,9 @@ def bn_lif(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes `[steps, B, C, H, W]`, and the batch's mean and biased variance `[C]` (float64)."""
     x = with_channels(x)
-    mean, var = cpu_kernels.mean_and_variance(x)
-    scale, shift = affine_of(mean, var, weight, bias, eps)
+    mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
     spikes = empty_spikes(x, steps)
-    cpu_kernels.affine_lif_forward(x, _per_channel(x, scale), _per_channel(x, shift), spikes, float(decay), threshold)
+    cpu_kernels.affine_lif_forward(x, scale, shift, spikes, float(decay), threshold)
     return spikes, mean, var
 
 
@@ -202,10 +208,9 @@ def bn_add(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm of `x`, plus `residual` if there is one; and the batch's mean and biased variance `[C]` (float64)."""
     x = with_channels(x)
-    mean, var = cpu_kernels.mean_and_variance(x)
+    mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
     out = torch.empty_like(x)
-    scale, shift = affine_of(mean, var, weight, bias, eps)
-    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), _added(residual, x), out)
+    cpu_kernels.affine(x, scale, shift, _added(residual, x), out)
     return out, mean, var
 
 
@@ -250,66 +255,3 @@ def _bn_add_grad(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
 
 
 bn_add.register_autograd(_bn_add_grad, setup_context=_setup_bn_add)
-
-
-# ---- spike-driven self-attention -------------------------------------------------------------------------------------
-
-
-def tokens_first(x: Tensor) -> Tensor:
-    """`x` `[T, B, C, H, W]` with channels innermost in memory, copied only if they are not."""
-    moved = dense(x.permute(0, 1, 3, 4, 2).contiguous())  # [T, B, H, W, C]
-    return moved.permute(0, 1, 4, 2, 3)
-
-
-@torch.library.custom_op("sdt::attend", mutates_args=())
-def attend(qkv: Tensor, decay: Tensor, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
-    """Masked q `[T, B, D, H, W]` from q, k, v spikes `[T, B, 3 D, H, W]`; and the token sums of k * v `[T, B, D]`."""
-    qkv = tokens_first(qkv)
-    T, B, channels = qkv.shape[:3]
-    kv = qkv.new_empty(T, B, channels // 3, dtype=state_dtype(qkv.dtype))
-    y = _masked(qkv)
-    cpu_kernels.attend(qkv, kv, y, float(decay), threshold)
-    return y, kv
-
-
-def _masked(qkv: Tensor) -> Tensor:
-    T, B, channels, H, W = qkv.shape
-    return qkv.new_empty(T, B, H, W, channels // 3).permute(0, 1, 4, 2, 3)
-
-
-@attend.register_fake
-def _(qkv: Tensor, decay: Tensor, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
-    T, B, channels, _, _ = qkv.shape
-    return _masked(qkv), qkv.new_empty(T, B, channels // 3, dtype=state_dtype(qkv.dtype))
-
-
-@torch.library.custom_op("sdt::attend_backward", mutates_args=())
-def attend_backward(
-    g: Tensor, qkv: Tensor, kv: Tensor, decay: Tensor, threshold: float, alpha: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the q, k, v spikes and of the decay."""
-    qkv = tokens_first(qkv)
-    gqkv = torch.empty_like(qkv)
-    g = tokens_first(g.to(qkv.dtype))
-    g_decay = cpu_kernels.attend_backward(g, qkv, kv, gqkv, float(decay), threshold, alpha)
-    return gqkv, torch.full_like(decay, g_decay)
-
-
-@attend_backward.register_fake
-def _(g: Tensor, qkv: Tensor, kv: Tensor, decay: Tensor, threshold: float, alpha: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tokens_first(qkv)), torch.empty_like(decay)
-
-
-def _setup_attend(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    qkv, decay, ctx.threshold, ctx.alpha = inputs
-    _, kv = output
-    ctx.mark_non_differentiable(kv)
-    ctx.save_for_backward(qkv, kv, decay)
-
-
-def _attend_grad(ctx, g, g_kv):  # type: ignore[no-untyped-def]
-    gqkv, gd = attend_backward(g, *ctx.saved_tensors, ctx.threshold, ctx.alpha)
-    return gqkv, gd if ctx.needs_input_grad[1] else None, None, None
-
-
-attend.register_autograd(_attend_grad, setup_context=_setup_attend)
