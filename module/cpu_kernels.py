@@ -19,7 +19,7 @@ from torch import Tensor
 from module import native
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp")
+_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp", "winograd.cpp")
 
 _i64, _f64, _pointer, _int = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
@@ -35,6 +35,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attend_backward": [*[_i64] * 4, *[_pointer] * 4, *[_f64] * 3, _pointer],
     "max_pool": [*[_i64] * 4, *[_pointer] * 3],
     "max_pool_backward": [*[_i64] * 4, *[_pointer] * 3],
+    "winograd_to_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
+    "winograd_from_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
 }
 
 
@@ -174,3 +176,15 @@ def max_pool_backward(g: Tensor, winner: Tensor, gx: Tensor) -> None:
     """Fills `gx` `[N, C, H, W]`."""
     N, C, H, W = gx.shape
     _call("max_pool_backward", g.dtype, N, H, W, C, g, winner, gx)
+
+
+def winograd_to_tiles(x: Tensor, first: int, tiles: Tensor) -> None:
+    """Fills `tiles` `[36, count, C]` from `x` `[N, C, H, W]` with channels innermost, from tile `first` on; float32."""
+    N, C, H, W = x.shape
+    _call("winograd_to_tiles", x.dtype, N, H, W, C, x, first, tiles.shape[1], tiles)
+
+
+def winograd_from_tiles(products: Tensor, first: int, out: Tensor) -> None:
+    """Fills those tiles of `out` `[N, C, H, W]` with channels innermost from `products` `[36, count, C]`; float32."""
+    N, C, H, W = out.shape
+    _call("winograd_from_tiles", out.dtype, N, H, W, C, products, first, products.shape[1], out)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from module import winograd
 from module.event_build import load
 from module.event_crossover import crossover
 
@@ -137,6 +138,8 @@ def _(bits, grad, channels, kernel):  # type: ignore[no-untyped-def]
 def _input_grad(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Dense: a surrogate gradient reaches every input, fired or not."""
     grad, weight = grad.to(dtype), weight.to(dtype)
+    if winograd.pays(weight, dtype):
+        return winograd.input_grad(grad, weight)
     if weight.shape[-1] == 1:
         return (grad.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
     shape = (grad.shape[0], weight.shape[1], *grad.shape[2:])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from module import norm_ops, pool_ops
+from module import norm_ops, pool_ops, winograd
 from module.neuron import SpikingNode, backend_of
 from module.neuron_ops import state_dtype
 
@@ -107,6 +107,24 @@ def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None, neuron: nn.Mod
         return out
     y = over_time(norm, x)
     return y if residual is None else y + residual
+
+
+def convolved(conv: nn.Module, x: Tensor, neuron: nn.Module) -> Tensor:
+    """`conv(x)` for `x` `[T, B, C, H, W]`; with the faster gradient of `x` where `neuron`, one of the same model, would
+    be compiled."""
+    if (
+        type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and (conv.groups, conv.padding_mode) == (1, "zeros")
+        and x.requires_grad
+        and x.dtype == conv.weight.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and backend_of(neuron, x) == "cpp"
+        and winograd.pays(conv.weight, x.dtype)
+        and not watched(conv)
+    ):
+        return winograd.conv3x3(x.flatten(0, 1), conv.weight, conv.bias).unflatten(0, x.shape[:2])
+    return over_time(conv, x)
 
 
 def pooled(pool: nn.Module, x: Tensor, neuron: nn.Module) -> Tensor:

@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from module.fused import norm_add, norm_neuron, over_time, pooled, watched
+from module.fused import convolved, norm_add, norm_neuron, over_time, pooled, watched
 from module.neuron import backend_of, make_neuron
 
 
@@ -93,12 +93,13 @@ class MS_SPS(nn.Module):
             (self.proj_conv1, self.proj_bn1, self.proj_lif1, self.maxpool1),
             (self.proj_conv2, self.proj_bn2, self.proj_lif2, self.maxpool2),
         ):
-            x = norm_neuron(bn, lif, over_time(conv, x))
+            x = norm_neuron(bn, lif, convolved(conv, x, lif))
             x = pooled(pool, x, lif)
         # The last pool acts on membrane values: its result is the shortcut around the position stage.
-        x = norm_add(self.proj_bn3, over_time(self.proj_conv3, x), None, self.proj_lif3)
+        x = norm_add(self.proj_bn3, convolved(self.proj_conv3, x, self.proj_lif3), None, self.proj_lif3)
         x = pooled(self.maxpool3, x, self.proj_lif3)  # [T, B, D, H', W']
-        return norm_add(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(x)), x, self.proj_lif3)
+        current = convolved(self.rpe_conv, self.proj_lif3(x), self.proj_lif3)
+        return norm_add(self.rpe_bn, current, x, self.proj_lif3)
 
     def _first_current(self, x: Tensor) -> Tensor:
         """The first conv of `x` `[T, B, C, H, W]`; `[1, B, c, H, W]` for a static image (the same at each step).

@@ -1,0 +1,132 @@
+"""The input's gradient by Winograd's algorithm is that of the direct sum, and only where it was meant to be used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from module import cpu_kernels, fused, winograd
+from module.neuron import make_neuron
+
+pytestmark = pytest.mark.skipif(cpu_kernels.why_unusable() is not None, reason=str(cpu_kernels.why_unusable()))
+
+# Of the largest gradient. The transforms' constants reach 16/9 squared and the sums run over up to 9 * 512 products:
+# about 3e-6 is seen, ten times the direct sum's own error in float32.
+TOLERANCE = 1e-5
+
+SHAPES = {  # N, C, M, H, W
+    "whole tiles": (2, 32, 48, 8, 8),
+    "odd": (3, 20, 33, 7, 9),
+    "one pixel": (2, 16, 5, 1, 1),
+    "one row": (1, 3, 17, 1, 6),
+    "many channels": (1, 64, 512, 8, 8),
+}
+
+
+def random(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradient_is_that_of_the_direct_sum(shape, layout):
+    N, C, M, H, W = shape
+    grad, weight = random((N, M, H, W)).contiguous(memory_format=layout), random((M, C, 3, 3, 1), 0.1)[..., 0]
+    expected = conv2d_input((N, C, H, W), weight.double(), grad.double(), padding=1)
+    actual = winograd.input_grad(grad, weight)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < TOLERANCE
+
+
+def test_chunks_of_tiles_join_to_the_whole(monkeypatch):
+    grad, weight = random((3, 16, 9, 10)), random((16, 8, 3, 3, 1))[..., 0]
+    whole = winograd.input_grad(grad, weight)
+    monkeypatch.setattr(winograd, "_CHUNK", 36 * 24 * 4)  # four tiles at a time, and a rest
+    torch.testing.assert_close(winograd.input_grad(grad, weight), whole, rtol=0, atol=1e-5)
+
+
+def test_threads_do_not_change_the_gradient():
+    grad, weight = random((4, 64, 16, 16)), random((64, 64, 3, 3, 1))[..., 0]
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(winograd.input_grad(grad, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_convolution_and_its_other_gradients_are_those_of_torch(has_bias):
+    inputs = {"x": random((2, 12, 6, 7)), "weight": random((10, 12, 3, 3, 1))[..., 0]}
+    if has_bias:
+        inputs["bias"] = random((10,))
+    grad = random((2, 10, 6, 7))
+    results = []
+    for convolve in (winograd.conv3x3, lambda x, w, b: F.conv2d(x, w, b, padding=1)):
+        leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        out = convolve(leaves["x"], leaves["weight"], leaves.get("bias"))
+        out.backward(grad)
+        results.append({"out": out.detach()} | {name: leaf.grad for name, leaf in leaves.items()})
+    ours, theirs = results
+    for name, expected in theirs.items():
+        assert float((ours[name] - expected).abs().max() / expected.abs().max()) < TOLERANCE, name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # within opcheck
+def test_operators_keep_torchs_contract():
+    x, weight = random((2, 4, 5, 6)).requires_grad_(), random((3, 4, 3, 3, 1))[..., 0].contiguous().requires_grad_()
+    # The gradients differ from the fake ones' only by rounding; opcheck compares shapes, strides and tracing.
+    torch.library.opcheck(winograd.conv3x3, (x, weight, None))
+    torch.library.opcheck(winograd.input_grad, (random((2, 3, 5, 6)), weight.detach()))
+
+
+def conv(**options: object) -> nn.Conv2d:
+    return nn.Conv2d(64, 64, 3, **({"padding": 1, "bias": False} | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def used(monkeypatch) -> list[bool]:
+    calls: list[bool] = []
+    real = winograd.conv3x3
+    monkeypatch.setattr(winograd, "conv3x3", lambda *args: (calls.append(True), real(*args))[1])
+    return calls
+
+
+def test_used_where_it_pays(used):
+    x = random((2, 1, 64, 4, 4)).requires_grad_()
+    fused.convolved(conv(), x, make_neuron("lif", backend="cpp"))
+    assert used
+
+
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        (conv(stride=2), {}),
+        (conv(padding=0), {}),
+        (conv(groups=2), {}),
+        (conv(padding_mode="circular"), {}),
+        (nn.Conv2d(64, 64, 1), {}),
+        (nn.Conv2d(64, 32, 3, padding=1), {}),
+        (conv().double(), {"dtype": torch.float64}),
+        (conv(), {"grad": False}),
+        (conv(), {"backend": "torch"}),
+        (conv(), {"autocast": True}),
+        (conv(), {"hook": True}),
+    ],
+    ids=["stride", "no padding", "groups", "circular", "1x1", "few channels", "float64", "no gradient", "plain neuron",
+         "autocast", "watched"],
+)  # fmt: skip
+def test_left_to_torch_elsewhere(layer, change, used):
+    x = random((2, 1, 64, 4, 4)).to(change.get("dtype", torch.float32)).requires_grad_(change.get("grad", True))
+    if change.get("hook"):
+        layer.register_forward_hook(lambda *_: None)
+    neuron = make_neuron("lif", backend=change.get("backend", "cpp"))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in change):
+        out = fused.convolved(layer, x, neuron)
+    assert not used
+    assert out.shape[:2] == x.shape[:2]
