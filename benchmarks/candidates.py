@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
+from module import winograd
 from utils.allocator import keep_freed_memory
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,6 +23,8 @@ class Candidate:
 
     Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
     torch.compile, `nchw` or `nhwc` sets the memory format of weights and input; a backend's name sets the neurons'.
+    To see what one thing alone brings: `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
+    computes the gradients of 3x3 convolutions without Winograd's algorithm.
     """
 
     name: str
@@ -54,7 +57,7 @@ class Candidate:
         x = x.contiguous(memory_format=layout)
 
         def step() -> float:
-            self._choose_allocator(device)
+            self._switch(device)
             with self._autocast(device):
                 loss = F.cross_entropy(call(x)[0].float(), y)
             loss.backward()
@@ -75,16 +78,18 @@ class Candidate:
 
         @torch.no_grad()
         def forward() -> object:
-            self._choose_allocator(device)
+            self._switch(device)
             with self._autocast(device):
                 return call(x)[0]
 
         return forward
 
-    def _choose_allocator(self, device: torch.device) -> None:
-        """As train.py and firing_num.py do it for ours; glibc's own way for plain."""
+    def _switch(self, device: torch.device) -> None:
+        """Set what belongs to the process, before each step: candidates alternate."""
         if device.type == "cpu":
-            keep_freed_memory(self.parts[0] == "ours")
+            ours = self.parts[0] == "ours"
+            keep_freed_memory("keep" in self.parts or (ours and "glibc" not in self.parts))
+            winograd.enabled = "direct" not in self.parts
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         dtype = DTYPES[self.parts[1]]
