@@ -28,8 +28,10 @@ assert keep_freed_memory(False)
 returned = resident_after_freeing()
 assert keep_freed_memory()
 kept = resident_after_freeing()
-# In the memory kept. (A small block that took the place of an alignment's gap may cost one more.)
-again = sum(resident_after_freeing() for _ in range(8))
+# glibc keeps up to seven gaps of an alignment from joining the hole beside them: as many holes do not fit again.
+for _ in range(10):
+    resident_after_freeing()
+again = sum(resident_after_freeing() for _ in range(5))
 print(returned, kept, again)
 """
 
@@ -41,7 +43,7 @@ def test_freed_memory_is_kept_and_used_again():
     returned, kept, again = (float(word) for word in done.stdout.split())
     assert returned < 32
     assert kept > 96
-    assert again < 1.5 * kept
+    assert again < 32
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
