@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.hooks import ForwardHook, hooked
 from utils.transforms import eval_transform
 
 if TYPE_CHECKING:
@@ -43,25 +44,23 @@ def attention_maps(model: nn.Module, x: Tensor) -> AttentionMaps:
     sources: dict[str, nn.Module] = model.spike_sources()  # type: ignore[operator]
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> ForwardHook:
         # [T, B, D, H', W'] -> [B, H', W'] at once: the spikes themselves are not kept
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
             found[name] = output.detach().float().mean(dim=(0, 2))
 
         return hook
 
-    names = [name for name in sources if name.endswith(("_q_lif", "_x_after_qkv"))]
-    handles = [sources[name].register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    shown = {name: module for name, module in sources.items() if name.endswith(("_q_lif", "_x_after_qkv"))}
     training = model.training
     model.eval()
     try:
-        model(x)
+        with hooked(shown, keep):
+            model(x)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     vs, masked = (
-        torch.stack([found[name] for name in names if name.endswith(end)]) for end in ("_q_lif", "_x_after_qkv")
+        torch.stack([found[name] for name in shown if name.endswith(end)]) for end in ("_q_lif", "_x_after_qkv")
     )
     return AttentionMaps(vs.cpu(), masked.cpu())
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from utils.distributed import Process
 from utils.errors import NonFiniteError
+from utils.hooks import ForwardHook, hooked
 from utils.precision import MOST_SKIPPED_UPDATES, Precision
 
 _OVERFLOWS_BACKWARDS = "it overflows on the way back"
@@ -285,7 +286,7 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
         return "the input batch itself is not finite"
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def watch(name: str) -> ForwardHook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
                 found.append(f"{name} ({type(module).__name__})")
@@ -293,11 +294,6 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
         return hook
 
     model = _unwrapped(model)
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
-        with precision.autocast():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked({name: module for name, module in model.named_modules() if name}, watch), precision.autocast():
+        model(x)
     return f"the first output that is not finite is that of {found[0]}" if found else ""

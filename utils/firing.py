@@ -12,15 +12,16 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.hooks import ForwardHook, Recorder, hooked
 from utils.synapse_counts import count_values
 from utils.tables import terminal
 
@@ -77,7 +78,7 @@ class FiringRow:
         return sum(self.nonzero) / (self.elements_per_step * len(self.nonzero))
 
 
-class FiringRecorder:
+class FiringRecorder(Recorder):
     """Counts the spikes in the outputs of some modules while it is entered.
 
     Nothing of a batch stays alive after it: two integers per tensor and time step are kept.
@@ -94,21 +95,11 @@ class FiringRecorder:
         self._spikes: dict[str, Tensor] = {}
         self._nonzero: dict[str, Tensor] = {}
         self._elements: dict[str, int] = dict.fromkeys(self._sources, 0)
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> FiringRecorder:
-        for name, module in self._sources.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
-        return self
+    def _attached(self) -> AbstractContextManager[None]:
+        return hooked(self._sources, self._hook)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
             T = output.shape[0]
             nonzero, spikes, _ = count_values(output.detach().flatten(0, 1))  # each [T * B]
