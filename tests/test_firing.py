@@ -12,7 +12,8 @@ from torch import nn
 
 from model import SpikeDrivenTransformer
 from utils.distributed import Process
-from utils.firing import FiringRecorder, FiringRow, as_dict, format_table, paper_name, write_csv
+from utils.firing import FiringRecorder, FiringRow, as_dict, paper_name, rate_cells, write_csv
+from utils.tables import terminal
 
 ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -206,8 +207,10 @@ def test_csv_has_one_line_per_tensor_and_step_with_full_precision(tmp_path):
 
 
 def test_table_shows_both_names_and_every_step():
-    header, _, first, second = format_table(ROWS).splitlines()
-    assert header.split() == ["tensor", "(code)", "paper", "t=1", "t=2", "t=3", "mean", "non-zero"]
-    assert first.split() == ["MS_SPS_lif", "SPS", "Conv1", "0.1000", "0.2000", "0.3000", "0.2000", "0.2000"]
-    assert second.split() == ["head_lif", "head", "FC", "0.0000", "1.0000", "0.2500", "0.4167", "0.4167"]
-    assert len({len(line) for line in format_table(ROWS).splitlines()}) == 1
+    header, rows = rate_cells(ROWS)
+    assert header == ["tensor (code)", "paper", "t=1", "t=2", "t=3", "mean", "non-zero"]
+    assert rows[0] == ["MS_SPS_lif", "SPS Conv1", "0.1000", "0.2000", "0.3000", "0.2000", "0.2000"]
+    assert rows[1] == ["head_lif", "head FC", "0.0000", "1.0000", "0.2500", "0.4167", "0.4167"]
+    lines = terminal(header, rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split() == ["MS_SPS_lif", "SPS", "Conv1", *rows[0][2:]]

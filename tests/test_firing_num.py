@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
@@ -150,6 +151,19 @@ def test_the_page_needs_nothing_else(full):
     tags = re.findall(r"<(/?)(section|div|table|tr|td|span|details|pre|p)\b", page)
     for tag in {tag for _, tag in tags}:
         assert tags.count(("", tag)) == tags.count(("/", tag)), tag
+
+
+def test_the_page_has_the_tables_of_the_terminal(folder, capsys):
+    run(folder, "tables", "--sweep-T", "1")
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    page = html.unescape((folder / "out" / "tables" / "report.html").read_text())
+    tables = [
+        [" ".join(re.sub("<.*?>", " ", row).split()) for row in re.findall("<tr>(.*?)</tr>", table)]
+        for table in re.findall("<table>(.*?)</table>", page, re.DOTALL)
+    ]
+    *numbers, _ = tables  # the last one says what was measured
+    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1]
+    assert [row for rows in numbers for row in rows if row not in shown] == []
 
 
 def test_a_report_is_a_file_of_rates(full):

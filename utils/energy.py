@@ -98,6 +98,11 @@ class EnergyReport:
     def extras_mJ(self) -> float:
         return sum(row.energy_pJ for row in self.extras) / PJ_PER_MJ
 
+    @property
+    def other_first_conv(self) -> str:
+        """The treatment of the first conv that `other_first_conv_mJ` is the total of."""
+        return "per_step" if self.first_conv == "once" else "once"
+
     def operations(self, kind: str) -> float:
         """Charged operations of one kind, `MAC` or `AC`."""
         return sum(row.operations for row in self.rows if row.kind == kind)

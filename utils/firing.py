@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from utils.distributed import Process
 from utils.hooks import ForwardHook, Recorder, hooked
 from utils.synapse_counts import count_values
-from utils.tables import terminal
+from utils.tables import Cells
 
 _STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
 # The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
@@ -138,15 +138,15 @@ class FiringRecorder(Recorder):
         return rows
 
 
-def format_table(rows: list[FiringRow]) -> str:
-    """The firing rates as a table for a terminal: rate per time step, its mean, and the mean non-zero rate."""
+def rate_cells(rows: Sequence[FiringRow]) -> Cells:
+    """Header and rows of the firing rates: per time step, their mean, and the mean non-zero rate."""
     steps = len(rows[0].spikes)
     header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
     body = [
         [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
         for row in rows
     ]
-    return terminal(header, body)
+    return header, body
 
 
 def as_dict(row: FiringRow) -> dict[str, Any]:
