@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from golden import load_json
+from golden import table_s1
 from tiny import lively, tiny
 from torch import nn
 
@@ -129,37 +129,17 @@ def test_batch_size_does_not_change_a_single_count_of_a_model():
     assert all(0 < row.mean_rate < 1 for row in found[0])
 
 
-# Table S1's names of a tensor -> the published code's, in block i (from 0) where it lies in one.
-TABLE_S1 = {
-    "Conv1": "MS_SPS_lif",
-    "Conv2": "MS_SPS_lif1",
-    "Conv3": "MS_SPS_lif2",
-    "Conv4": "MS_SPS_lif3",
-    "Input": "MS_SSA_Conv{}_first_lif",
-    "VS": "MS_SSA_Conv{}_q_lif",
-    "QS": "MS_SSA_Conv{}_k_lif",
-    "KS": "MS_SSA_Conv{}_v_lif",
-    "g(QS, KS)": "MS_SSA_Conv{}_kv",
-    "Output of SDSA(·), hat VS": "MS_SSA_Conv{}_x_after_qkv",
-    "Layer 1": "MS_MLP_Conv{}_fc1_lif",
-    "Layer 2": "MS_MLP_Conv{}_fc2_lif",
-    "FC": "head_lif",
-}
-
-
 def test_paper_names_are_those_of_table_s1_for_every_tensor_of_a_model():
     with torch.device("meta"):
         sources = SpikeDrivenTransformer(depths=8).spike_sources()
-    in_table = {}
-    for row in load_json("paper_table_s1_8_512")["rows"]:
-        block = int(row["section"][1:]) - 1 if row["section"].startswith("B") else None
-        in_table[TABLE_S1[row["tensor"]].format(block)] = (row["section"], row["tensor"])
+    in_table = table_s1()
     for name in sources:
         ours = paper_name(name)
         if name.endswith("_kv_before"):  # inside g, not in the table
             assert ours.endswith(" Q_S * K_S")
             continue
-        section, tensor = in_table.pop(name)
+        row = in_table.pop(name)
+        section, tensor = row["section"], row["tensor"]
         assert ours.startswith(section.replace("B", "block ") if section != "Head" else "head")
         plain = tensor.replace("Output of SDSA(·), hat VS", "SDSA output, masked VS").casefold()
         assert ours.replace("_", "").casefold().endswith(plain)
