@@ -19,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.batch_picture import save_batch
 from utils.build import build_model, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.device_loader import Batch
 from utils.distributed import Process
 from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
 from utils.errors import NonFiniteError, UserError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
-from utils.loaders import Batch, build_loaders
+from utils.loaders import build_loaders
 from utils.losses import make_train_loss
 from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.precision import Precision
