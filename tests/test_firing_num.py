@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import html
 import json
 import re
@@ -249,14 +250,28 @@ def test_attention_maps_are_mean_rates_per_token():
         (["--energy-extras", "neuron"], "did you mean neurons?"),
         (["--from-rates", "a.json"], "exclude each other"),
         (["--mac-pj", "0"], "a number > 0"),
+        (["--dataset", "digit"], "dataset: 'digit' is unknown"),
+        (["--dataset", "folder"], "no default for dataset 'folder', but in_channels is 1; give one value"),
+        (["--neuron-backend", "cupy"], "neuron_backend: neuron backend 'cupy' cannot be used: the input is on cpu"),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(folder, monkeypatch, argv, expected):
     monkeypatch.chdir(ROOT)
     torch.save({"state_dict": fresh_weights(0)}, folder / "plain.pth.tar")
     argv = [word.format(plain=folder / "plain.pth.tar") for word in argv]
-    with pytest.raises(UserError, match=re.escape(expected)):
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
         run(folder, "bad", *argv)
+    assert "model sdt" not in str(caught.value)  # what is wrong is a setting
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(folder, monkeypatch):
+    def forbidden(**kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(firing_num.tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr("utils.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
+    with pytest.raises(UserError, match=r"out/locked cannot be written: Permission denied; choose another --output"):
+        run(folder, "locked")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -113,7 +114,8 @@ class DigitsDataset:
     """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
 
     def __init__(self, file: Path, *, train: bool) -> None:
-        with np.load(file, allow_pickle=False) as content:
+        # Opened here: of a damaged file, numpy would leave the closing to chance.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             chosen = content["is_test"] != train
             # 17 grey levels to 0..255: paper is 0, full ink is 255.
             self.images: np.ndarray = (content["images"][chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
@@ -132,7 +134,13 @@ def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
     file = (Path(cfg.data_dir) if cfg.data_dir else DIGITS_FOLDER) / "digits.npz"
     if not file.is_file():
         raise UserError(f"data_dir: {file} does not exist; leave data_dir out to use the embedded set")
-    return DigitsDataset(file, train=_fixed_split(cfg, training))
+    train = _fixed_split(cfg, training)
+    try:
+        return DigitsDataset(file, train=train)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(
+            f"data_dir: {file} cannot be read ({_first_line(error)}); leave data_dir out to use the embedded set"
+        ) from error
 
 
 def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:

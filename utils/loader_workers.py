@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import multiprocessing
 import multiprocessing.util  # before the registration below: its own must run after it
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ def tie_to_the_main_process(worker: int) -> None:
     if sys.platform == "linux":
         # When the main process is killed, its workers must not outlive it.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if multiprocessing.get_start_method() == "fork" and parent is not None and os.getppid() != parent.pid:
+            os.kill(os.getpid(), signal.SIGKILL)  # it was killed before the line above
 
 
 @atexit.register

@@ -50,6 +50,11 @@ class Precision:
         self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
 
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """The type of what convolutions and linear layers hand on."""
+        return self.dtype if self.enabled else torch.float32
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 

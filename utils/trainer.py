@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.batch_picture import save_batch
-from utils.build import build_model, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
+from utils.build import build_model, check_neurons, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.device_loader import Batch
 from utils.distributed import Process
@@ -72,6 +72,8 @@ class Trainer:
         seed_step(cfg.seed)  # the same first weights in every process
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
+        precision = Precision(cfg, process.device)
+        check_neurons(model, process.device, precision.activation_dtype)
         model, self.frozen = prepare_for_training(cfg, model, process)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         # So that the run's files tell which samples it was trained on.
@@ -84,7 +86,7 @@ class Trainer:
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
             ema = ModelEmaV3(model, decay=cfg.model_ema_decay, device=device)
-        self.state = RunState(model, optimizer, schedule, Precision(cfg, process.device), ema)
+        self.state = RunState(model, optimizer, schedule, precision, ema)
         self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
         self.recovery = Recovery(cfg, process, self.state, self.store)
         self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
