@@ -17,11 +17,10 @@ from torchvision.datasets import CIFAR10
 
 from utils.config import config_from
 from utils.dataset_facts import DATASETS, DIGITS, dataset_facts, resolve_data
-from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
+from utils.datasets import DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
+from utils.events import DIGITS_FILE
 from utils.settings import Config
-
-DIGITS_FILE = DIGITS_FOLDER / "digits.npz"
 
 
 def digits_config(**settings: Any) -> Config:
@@ -75,7 +74,7 @@ def test_digits_statistics_are_those_of_the_training_split() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn, its source, is missing")
 def test_digits_file_is_what_its_script_makes(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_digits", DIGITS_FOLDER / "make_digits.py")
+    spec = importlib.util.spec_from_file_location("make_digits", DIGITS_FILE.with_name("make_digits.py"))
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)

@@ -15,7 +15,8 @@ from PIL import Image
 
 import firing_num
 from model import SpikeDrivenTransformer
-from utils.attention_map import attention_maps
+from utils.attention_map import attention_maps, to_pictures
+from utils.dataset_facts import DataSettings
 from utils.energy import COSTS
 from utils.errors import UserError
 from utils.rates_file import report_rates
@@ -235,6 +236,16 @@ def test_attention_maps_are_mean_rates_per_token():
         torch.testing.assert_close(maps.vs[block], q.mean(dim=(0, 2)))
         assert bool((maps.masked[block] <= maps.vs[block] + 1e-6).all())  # the mask only takes away
     assert float(maps.vs.max()) > 0
+
+
+def test_events_below_an_attention_map_have_the_colours_of_other_pictures():
+    frames = torch.zeros(2, 3, 2, 4, 4)  # [B, T, C, H, W]
+    frames[0, :, 0, 0, 0] = 2.0  # OFF
+    frames[1, 1, 1, 0, 0] = 5.0  # ON
+    pictures = (to_pictures(frames, DataSettings((2, 4, 4), (2, 4, 4), (0, 0), (1, 1), "", 1.0, False)) * 255).round()
+    assert pictures.shape == (2, 4, 4, 3)
+    assert pictures[:, 0, 0].tolist() == [[213, 94, 0], [0, 114, 178]]
+    assert bool((pictures[:, 1:] == 255).all())
 
 
 @pytest.mark.parametrize(

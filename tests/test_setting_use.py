@@ -9,6 +9,8 @@ from pathlib import Path
 import processes
 import pytest
 
+from utils.config import config_from
+from utils.run_state import _differences
 from utils.settings import MEASURE, SETTINGS, TRAIN
 
 TINY = """
@@ -74,6 +76,11 @@ def reads(tmp_path_factory):
         assert processes.finish(child) == [0], (folder / "output.txt").read_text()
     return {f"{script}.py": set(json.loads((folder / f"{script}.json").read_text())) for script in
             ("train", "firing_num")}  # fmt: skip
+
+
+def test_settings_of_the_measurement_may_change_before_a_run_goes_on():
+    then = config_from({}).as_dict() | {"sweep_T": [1], "use_ema": True, "lr": 0.5}
+    assert _differences(then, config_from({})) == ["lr was 0.5 and is 0.01"]
 
 
 def of(program):

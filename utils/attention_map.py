@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.event_colours import colour
 from utils.hooks import ForwardHook, hooked
 from utils.transforms import eval_transform
 
@@ -91,10 +92,7 @@ def to_pictures(x: Tensor, data: DataSettings) -> Tensor:
     """What a person sees of the input: `[B, H, W, 3]` in 0..1. Event frames: both polarities, summed over time."""
     x = x.detach().cpu().float()
     if x.dim() == 5:
-        events = x.sum(dim=1)  # [B, C, H, W]
-        events = events / events.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-9)
-        on, off = events[:, 0], events[:, -1]
-        return torch.stack([on, torch.zeros_like(on), off], dim=-1)
+        return torch.stack([torch.from_numpy(colour(sample.numpy())) for sample in x.sum(dim=1)]) / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     picture = (x * std + mean).clamp(0, 1)  # [B, C, H, W]
     return picture.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)

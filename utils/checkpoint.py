@@ -21,14 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 _SPLIT = ".aux_bn."
 # Settings that decide on keys and shapes of the weights.
-_SIZES = (
-    *("model", "layer", "dim", "num_heads", "mlp_ratio", "in_channels", "num_classes"),
-    *("spike_mode", "split_bn", "aug_splits"),
-)
+_SIZES = ("model", "layer", "dim", "num_heads", "mlp_ratio", "in_channels", "num_classes", "spike_mode")
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -77,21 +74,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint {path} is not a file of tensors and plain data, and is not loaded, because reading it "
-            f"could run code from it ({_first_line(error)})"
+            f"could run code from it ({first_line(error)})"
         ) from error
     except PermissionError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the rights there") from error
     except Exception as error:
         # Whatever a parser stumbles over in bytes that are no checkpoint: a text file ends in an IndexError.
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"checkpoint {path} is torn or no PyTorch file ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,6 +52,17 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """'; did you mean X?' to append to a message, or '' if no valid name is close."""
     match = nearest(name, valid)
     return f"; did you mean {match}?" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """The first `limit` names for a line of text, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:

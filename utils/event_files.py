@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 EVENTS = "events_np"
 _TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
@@ -95,8 +95,9 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {key: content[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete it and run python -m utils.prepare again") from error
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); delete it and run python -m utils.prepare again"
+        ) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.event_files import (
     EVENTS,
     integrate,
@@ -40,8 +40,7 @@ def read_tet(path: Path) -> tuple[Tensor, int]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the restricted unpickler meets in bytes that are no such file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or holds more than tensors ({reason}); replace it") from error
+        raise UserError(f"{path} is damaged or holds more than tensors ({first_line(error)}); replace it") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], Tensor):
         raise UserError(f"{path} holds no pair of counts [2, H, W, T] and label; replace it")
     counts, label = content

@@ -20,6 +20,7 @@ from utils.optim import set_learning_rate
 from utils.precision import Precision
 from utils.reproduce import git_commit, versions
 from utils.runlog import logger
+from utils.settings import SETTINGS, TRAIN
 
 if TYPE_CHECKING:
     from utils.settings import Config
@@ -27,16 +28,9 @@ if TYPE_CHECKING:
 # May differ between a run and its continuation without a word.
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
-    *(
-        "workers",
-        "pin_mem",
-        "log_interval",
-        "local_rank",
-        "checkpoint_hist",
-        "recovery_interval",
-        "log_wandb",
-        "event_wire",
-    ),
+    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
+    *("log_wandb", "event_wire"),
+    *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
 }
 
 
