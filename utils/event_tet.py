@@ -23,6 +23,7 @@ from utils.event_files import (
     read_events,
     read_json,
     run_jobs,
+    whole_file,
     write_json,
 )
 from utils.event_splits import Sample, Split
@@ -145,9 +146,5 @@ def _make_one(events: Path, target: Path, label: int, time_steps: int, side: int
     frames = integrate(read_events(events), time_steps, side, events)  # [T, 2, H, W]
     kind = np.uint8 if frames.max() < 256 else np.int32  # torch reads no other unsigned type everywhere
     counts = torch.from_numpy(np.ascontiguousarray(frames.transpose(1, 2, 3, 0)).astype(kind))
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with whole_file(target) as partial:
         torch.save((counts, torch.tensor([label])), partial)
-        partial.replace(target)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"{target} cannot be written ({error}); free some space and start again") from error
