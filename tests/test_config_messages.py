@@ -1,6 +1,8 @@
 """What a wrong file or command line is answered with, and how a script ends."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +211,16 @@ def test_scripts_end_on_one_line_and_their_status(main, status, line, monkeypatc
     with pytest.raises(SystemExit) as caught:
         run_script(main)
     assert caught.value.code == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_disk_that_refuses_is_one_line_and_status_2(number, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(raiser(OSError(number, os.strerror(number), "output/x")))
+    assert caught.value.code == 2
+    line = f"train.py: error: {os.strerror(number)} (output/x); check the name, the free space and the rights there\n"
     assert capsys.readouterr().err == line
 
 

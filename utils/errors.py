@@ -14,8 +14,11 @@ USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
 
-# What the user can put right about a disk: full, over quota, read-only, not theirs.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the user can put right about a disk or a name on it: full, over quota, read-only, not theirs, too long.
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    errno.ENAMETOOLONG,
+)
 
 
 class UserError(ValueError):
@@ -83,7 +86,8 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         if error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{script}: error: {error.strerror}{where}; check the free space and the rights there", file=sys.stderr)
+        remedy = "check the name, the free space and the rights there"
+        print(f"{script}: error: {error.strerror}{where}; {remedy}", file=sys.stderr)
         status = USAGE_ERROR
     except Stopped as stop:
         if _speaks():

@@ -91,6 +91,11 @@ class Trainer:
         self.recovery = Recovery(cfg, process, self.state, self.store)
         self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
         if cfg.start_epoch is not None:
+            if cfg.start_epoch >= self.num_epochs:
+                raise UserError(
+                    f"start_epoch: {cfg.start_epoch} leaves nothing of the {self.num_epochs} epochs, which count from "
+                    f"0; use {self.num_epochs - 1} or less, or more epochs"
+                )
             self.start_epoch, self.tally = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
@@ -127,7 +132,9 @@ class Trainer:
         """Keep the run's files open, and watch for signals."""
         if self.process.is_main:
             self.log = RunLog(self.folder, self.cfg, self.start_epoch)
-            logger.info(f"epochs {self.start_epoch + 1} to {self.num_epochs}; files in {self.folder}")
+            done = f"nothing left to do: {self.num_epochs} epochs are done"
+            left = f"epochs {self.start_epoch + 1} to {self.num_epochs}" if self.epochs_left() else done
+            logger.info(f"{left}; files in {self.folder}")
         if self.start_epoch == 0 and self.tally is None:
             # So that there is a good state on disk from the first step on.
             self.recovery.save(0, Tally(self.process.device))
@@ -143,8 +150,6 @@ class Trainer:
                 self.log.close()
 
     def epochs_left(self) -> range:
-        if self.start_epoch >= self.num_epochs:
-            logger.info(f"nothing left to do: {self.num_epochs} epochs are done")
         return range(self.start_epoch, self.num_epochs)
 
     def train(self, epoch: int) -> TrainResult:
