@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,9 @@ def output_folder(cfg: Config, name: str) -> Path:
     folder = Path(cfg.output or DEFAULT_OUTPUT) / (cfg.experiment or name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Rights are tried now: an evaluation takes longer than finding out.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"output folder {folder} cannot be written: {error.strerror}; choose another --output"

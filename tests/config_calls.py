@@ -9,14 +9,14 @@ from utils.errors import UserError
 from utils.settings import Config
 
 
-def parse(*argv: str) -> Config:
-    return parse_config(list(argv), prog="train.py", description="Train.")
+def parse(*argv: str, prog: str = "train.py") -> Config:
+    return parse_config(list(argv), prog=prog, description="For a test.")
 
 
-def fails(*argv: str) -> str:
+def fails(*argv: str, prog: str = "train.py") -> str:
     """The message that a command line ends in."""
     with pytest.raises(UserError) as caught:
-        parse(*argv)
+        parse(*argv, prog=prog)
     return str(caught.value)
 
 

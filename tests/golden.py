@@ -13,9 +13,36 @@ from torch import Tensor
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD_FILES = ("image_lif", "image_plif", "imagenet_lif", "image_t1_h4", "dvs_tet")
 
+# Table S1's names of a tensor -> the published code's, in block i (from 0) where it lies in one.
+_TABLE_S1_NAMES = {
+    "Conv1": "MS_SPS_lif",
+    "Conv2": "MS_SPS_lif1",
+    "Conv3": "MS_SPS_lif2",
+    "Conv4": "MS_SPS_lif3",
+    "Input": "MS_SSA_Conv{}_first_lif",
+    "VS": "MS_SSA_Conv{}_q_lif",
+    "QS": "MS_SSA_Conv{}_k_lif",
+    "KS": "MS_SSA_Conv{}_v_lif",
+    "g(QS, KS)": "MS_SSA_Conv{}_kv",
+    "Output of SDSA(·), hat VS": "MS_SSA_Conv{}_x_after_qkv",
+    "Layer 1": "MS_MLP_Conv{}_fc1_lif",
+    "Layer 2": "MS_MLP_Conv{}_fc2_lif",
+    "FC": "head_lif",
+}
+
 
 def load_json(name: str) -> Any:
     return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def table_s1() -> dict[str, dict[str, Any]]:
+    """The published rates of 8-512, a row per tensor, by the published code's name of it."""
+
+    def name(row: dict[str, Any]) -> str:
+        block = int(row["section"][1:]) - 1 if row["section"].startswith("B") else None
+        return _TABLE_S1_NAMES[row["tensor"]].format(block)
+
+    return {name(row): row for row in load_json("paper_table_s1_8_512")["rows"]}
 
 
 def load_tensors(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

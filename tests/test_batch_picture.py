@@ -55,8 +55,8 @@ def test_events_have_a_row_of_frames_per_sample_in_two_colours(tmp_path: Path) -
     colours = [
         [tuple(int(v) for v in picture[30 + 66 * row, 30 + 66 * column]) for column in range(3)] for row in (0, 1)
     ]
-    white, vermilion, blue = (255, 255, 255), (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
-    assert colours == [[white, vermilion, white], [white, white, blue]]
+    white, vermilion, blue = (255, 255, 255), (213, 94, 0), (0, 114, 178)
+    assert colours == [[white, blue, white], [white, white, vermilion]]
 
 
 def test_no_more_is_drawn_than_one_can_look_at(tmp_path: Path) -> None:

@@ -110,7 +110,26 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 
 def test_a_folder_is_one_line(tmp_path):
-    assert str(tmp_path) in refused(read_checkpoint, tmp_path)
+    assert refused(read_checkpoint, tmp_path) == f"checkpoint {tmp_path}: is a folder; give a file in it"
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"")
+
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", forbidden)
+    assert refused(read_checkpoint, tmp_path / "a.pth").endswith(
+        "cannot be read (Permission denied); check the rights there"
+    )
+
+
+def test_a_file_of_text_is_one_line_that_says_what_went_wrong(tmp_path):
+    (tmp_path / "a.pth").write_text("junk\n")
+    assert re.search(
+        r"is torn or no PyTorch file \(\w+(Error|Exception): .+\)$", refused(read_checkpoint, tmp_path / "a.pth")
+    )
 
 
 def test_a_file_torn_anywhere_is_one_line(tmp_path):
@@ -204,11 +223,17 @@ def test_every_difference_in_keys_and_shapes_is_listed_and_nothing_is_loaded(tmp
     with pytest.raises(UserError) as caught:
         load_weights(model, tmp_path / "a.pth")
     lines = str(caught.value).splitlines()
+    assert lines[0].endswith("does not fit the model, nothing was loaded; give the settings of its training:")
     assert lines[1] == "  1 missing in the file: 1.bias"
     assert lines[2] == "  1 unknown to the model: head.weight"
     assert lines[3].startswith("  3 of another shape: 0.weight: [4, 2] in the file, [3, 2] in the model")
-    assert lines[-1].startswith("Nothing was loaded.")
     torch.testing.assert_close(model.state_dict(), net(3).state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_size_says_which(tmp_path):
+    torch.save({"state_dict": net(4).state_dict(), "config": {"lr": 0.1, "dim": 64, "layer": 2}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"nothing was loaded; give layer 2, dim 64, as it was trained with:\n"):
+        load_weights(net(3), tmp_path / "a.pth")
 
 
 def test_a_long_difference_is_cut():

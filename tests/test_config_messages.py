@@ -1,5 +1,9 @@
 """What a wrong file or command line is answered with, and how a script ends."""
 
+import errno
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +11,11 @@ from pathlib import Path
 import pytest
 from config_calls import fails, parse, refused
 
-from utils.config import load_yaml
+from utils.config import config_from, load_yaml, parse_config
 from utils.errors import UserError, nearest, run_script
-from utils.settings import SETTINGS, Config
+from utils.settings import MEASURE, SETTINGS, TRAIN, Config
 
+PROGRAMS = (TRAIN, MEASURE)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -126,15 +131,63 @@ def test_help_needs_no_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_fits_100_columns_and_names_every_option(capsys):
+@pytest.mark.parametrize("prog", PROGRAMS)
+def test_help_fits_100_columns_and_names_the_options_of_its_program_alone(capsys, prog):
     with pytest.raises(SystemExit) as caught:
-        parse("--lr", "x", "--help")
+        parse("--help", "--lr", "x", prog=prog)
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
+    named = set(re.findall(r"(?<![\w-])-[\w-]+", re.sub(r"(?m)^ {5,}.*|  [^-].*$", "", text)))
     for setting in SETTINGS.values():
-        assert all(flag in text for flag in setting.flags), setting.name
-        assert f"{setting.rules.group}:" in text
+        options = {*setting.flags, *setting.rules.aliases}
+        assert options & named == (options if setting.serves(prog) else set()), setting.name
+        assert f"\n{setting.rules.group}:\n" in text or not setting.serves(prog)
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS.values() if s.rules.only], ids=lambda s: s.name)
+def test_an_option_of_the_other_program_alone_is_refused_and_its_yaml_key_is_not(setting, written):
+    (other,) = set(PROGRAMS) - {setting.rules.only}
+    value = [] if setting.kind is bool else ["1"] * (setting.rules.lengths or (1,))[0]
+    for option in (*setting.flags, *setting.rules.aliases):
+        # One line, whether or not the value is a valid one.
+        assert fails(option, *value, prog=other) == (
+            f"{option}: only {setting.rules.only} makes use of it, {other} does not; leave it out here (a YAML file "
+            "for both may hold it)"
+        )
+    values = config_from({}).as_dict()
+    assert parse("-c", written(f"{setting.name}: {json.dumps(values[setting.name])}\n"), prog=other).warnings == ()
+
+
+def test_a_file_for_both_programs_troubles_neither_with_the_rules_of_the_other(written):
+    for_training = written("epochs: 2\nwarmup_epochs: 5\nmixup: 0.5\nbatch_size: 33\nhflip: 0\nevent_roll: 3\n")
+    assert "warmup_epochs 5 leaves nothing" in fails("-c", for_training)
+    assert parse("-c", for_training, prog="firing_num.py").warnings == ()
+    for_measuring = written("from_rates: a.json\nsweep_T: [2, 2]\n")
+    assert parse("-c", for_measuring, "--resume", "a.pth.tar").sweep_T == [2, 2]
+    message = fails("-c", for_measuring, "--resume", "a.pth.tar", prog="firing_num.py")
+    assert "exclude each other" in message
+    assert "2 more than once" in message
+
+
+def test_a_value_of_the_wrong_type_is_told_by_both_programs(written):
+    for prog in PROGRAMS:
+        assert "verify: 3 is not valid" in fails("-c", written("verify: 3\n"), prog=prog)
+        assert "lr: 'x' is not valid" in fails("-c", written("lr: x\n"), prog=prog)
+
+
+def test_a_hint_names_options_of_the_program_alone():
+    assert "did you mean --sweep-T?" in fails("--swep-T", "2", prog="firing_num.py")
+    assert "did you mean" not in fails("--swep-T", "2")
+
+
+def test_an_option_that_means_another_setting_is_shown_there(capsys):
+    means = {"batch_size": "val_batch_size"}
+    cfg = parse_config(["-b", "7"], prog="firing_num.py", description="", option_means=means)
+    assert (cfg.val_batch_size, cfg.batch_size) == (7, Config().batch_size)
+    with pytest.raises(SystemExit):
+        parse_config(["--help"], prog="firing_num.py", description="", option_means=means)
+    assert "  -vb, --val-batch-size, -b, --batch-size N\n" in capsys.readouterr().out
 
 
 def raiser(error):
@@ -158,6 +211,16 @@ def test_scripts_end_on_one_line_and_their_status(main, status, line, monkeypatc
     with pytest.raises(SystemExit) as caught:
         run_script(main)
     assert caught.value.code == status
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_disk_that_refuses_is_one_line_and_status_2(number, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(raiser(OSError(number, os.strerror(number), "output/x")))
+    assert caught.value.code == 2
+    line = f"train.py: error: {os.strerror(number)} (output/x); check the name, the free space and the rights there\n"
     assert capsys.readouterr().err == line
 
 

@@ -22,6 +22,7 @@ from utils.settings import SETTINGS, Config
         ({"scale": [1, 0.5]}, "write [0.5, 1]"),
         ({"ratio": [2, 1]}, "write [1, 2]"),
         ({"cutmix_minmax": [0.8, 0.2]}, "write [0.2, 0.8]"),
+        ({"lr_noise": [0.9, 0.4]}, "write [0.4, 0.9]"),
         ({"aug_splits": 1}, "2 or more"),
         ({"jsd": True}, "jsd needs the copies of aug_splits"),
         ({"split_bn": True}, "split_bn needs the copies of aug_splits"),

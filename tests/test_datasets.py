@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from torchvision.datasets import CIFAR10
 
 from utils.config import config_from
 from utils.dataset_facts import DATASETS, DIGITS, dataset_facts, resolve_data
-from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
+from utils.datasets import DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
+from utils.events import DIGITS_FILE
 from utils.settings import Config
-
-DIGITS_FILE = DIGITS_FOLDER / "digits.npz"
 
 
 def digits_config(**settings: Any) -> Config:
@@ -74,7 +74,7 @@ def test_digits_statistics_are_those_of_the_training_split() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn, its source, is missing")
 def test_digits_file_is_what_its_script_makes(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_digits", DIGITS_FOLDER / "make_digits.py")
+    spec = importlib.util.spec_from_file_location("make_digits", DIGITS_FILE.with_name("make_digits.py"))
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -92,6 +92,19 @@ def test_digits_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("split", ["validation", "val", "test"])
 def test_digits_know_the_synonyms_of_their_splits(split: str) -> None:
     assert len(build_dataset(digits_config(val_split=split), training=False)) == 360
+
+
+@pytest.mark.parametrize("damage", [lambda file: file[:100], lambda file: b"", lambda file: b"x" * 500])
+def test_a_damaged_file_of_digits_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "digits.npz").write_bytes(damage(DIGITS_FILE.read_bytes()))
+    with pytest.raises(UserError, match=r"digits\.npz cannot be read \(.+\); leave data_dir out"):
+        build_dataset(digits_config(data_dir=str(tmp_path)), training=False)
+
+
+def test_a_file_without_digits_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "digits.npz", other=np.zeros(1))
+    with pytest.raises(UserError, match=r"digits\.npz cannot be read"):
+        build_dataset(digits_config(data_dir=str(tmp_path)), training=False)
 
 
 def test_a_split_that_digits_lack_is_refused() -> None:
@@ -189,7 +202,7 @@ def test_random_erasing_is_left_to_the_workers() -> None:
             {"dataset": "folder", "in_channels": 2},
             r"in_channels: 2 does not fit images; valid: 1 \(grey\), 3 \(RGB\)",
         ),
-        ({"dataset": "folder"}, "mean: no default for dataset 'folder', but in_channels is 1; give 1 values"),
+        ({"dataset": "folder"}, "mean: no default for dataset 'folder', but in_channels is 1; give one value"),
     ],
 )
 def test_settings_that_contradict_the_data_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -137,7 +137,7 @@ def average_of_each_rank(argv: list[str]) -> None:
     from utils.config import parse_config
     from utils.trainer import Trainer
 
-    cfg = parse_config(argv, prog="test", description="")
+    cfg = parse_config(argv, prog="train.py", description="")
     with distributed.distributed(cfg) as process:
         folder = Path(f"rank{process.rank}")
         folder.mkdir()

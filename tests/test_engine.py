@@ -14,7 +14,7 @@ from utils.config import config_from
 from utils.distributed import Process
 from utils.engine import TrainStep, evaluate, train_one_epoch
 from utils.errors import NonFiniteError
-from utils.precision import Precision
+from utils.precision import MOST_SKIPPED_UPDATES, Precision
 
 CPU = torch.device("cpu")
 ALONE = Process(rank=0, world_size=1, device=CPU)
@@ -178,6 +178,71 @@ def test_a_bad_pixel_does_not_reach_the_weights():
     x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
     x[2, 1, 3, 3] = float("nan")
     assert "the input batch itself is not finite" in poisoned(model, [(x, y)])
+
+
+def scaling(first_scale=2.0**16):
+    """Loss scaling, which a run has with float16 on CUDA only."""
+    precision = Precision(config_from({}), CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=first_scale)
+    return precision
+
+
+def test_loss_scaling_that_leaves_out_every_update_ends_the_run():
+    model, precision, done = lively(tiny()), scaling(), []
+    with torch.no_grad():
+        model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
+    loader = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))] * (MOST_SKIPPED_UPDATES - 1)
+    train(model, loader, precision=precision, on_step=lambda tally: done.append(tally.steps))
+    assert len(done) == int(precision.skipped_updates) == MOST_SKIPPED_UPDATES - 1
+    message = poisoned(model, loader, precision=precision)  # the count goes on in the next epoch
+    assert message.startswith(f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step 0, ")
+    assert "the first output that is not finite is that of block.0.mlp.fc1_conv (Conv2d)" in message
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float16_that_leaves_out_every_update_ends_the_run_one_step_later():
+    device = torch.device("cuda")
+    model = lively(tiny()).to(device)
+    with torch.no_grad():
+        model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
+    precision = Precision(config_from({"amp": True}), device)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), precision)
+    x, y = torch.randn(4, 3, 16, 16, device=device), torch.tensor([0, 1, 2, 3], device=device)
+    for i in range(MOST_SKIPPED_UPDATES):
+        step.run(x, y, i, 99)
+    with pytest.raises(NonFiniteError, match="fc1_conv"):
+        step.run(x, y, MOST_SKIPPED_UPDATES, 99)
+
+
+class Overflowing(nn.CrossEntropyLoss):
+    """A loss whose gradient overflows in the steps that `when` says, counted from 0."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.when, self.step = when, -1
+
+    def forward(self, logits, y):
+        self.step += 1
+        if self.when(self.step):
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return super().forward(logits, y)
+
+
+@pytest.mark.parametrize(
+    ("when", "most"), [(lambda step: step < MOST_SKIPPED_UPDATES - 1, MOST_SKIPPED_UPDATES - 1), (lambda s: s % 4, 3)]
+)
+def test_loss_scaling_that_finds_its_scale_goes_on(when, most):
+    model, precision, skipped, before = Linear(), scaling(), [], weights(Linear())
+    train(
+        model,
+        batches(10)[:1] * 2 * MOST_SKIPPED_UPDATES,
+        precision=precision,
+        loss_fn=Overflowing(when),
+        on_step=lambda tally: skipped.append(int(precision.skipped_updates)),
+    )
+    assert (max(skipped), min(skipped)) == (most, 0)
+    assert not torch.equal(model.head.weight, before["head.weight"])
 
 
 def test_mixed_precision_trains_with_float32_logits_in_the_loss():

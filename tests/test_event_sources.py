@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from recordings import CLASSES, some_events, write_cifar10_dvs, write_gesture
 from utils import event_sources
 from utils.errors import UserError
 from utils.event_download import fetch, md5_of
-from utils.event_files import make_frames, read_events, read_npz, spikingjelly_datasets
+from utils.event_files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
 from utils.event_sources import SOURCES, event_samples, prepare_events
 
 CIFAR, GESTURE = SOURCES["cifar10-dvs"], SOURCES["gesture"]
@@ -237,3 +238,19 @@ def test_the_manifest_counts_every_class(cifar) -> None:
     prepare_events(CIFAR, cifar)
     content = json.loads((cifar / "prepared.json").read_text())
     assert content == {"dataset": "cifar10-dvs", "samples": dict.fromkeys(CLASSES, 3)}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("disk full\nat 5")])
+def test_a_file_that_cannot_be_written_keeps_the_old_one_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "a.npz"
+    path.write_text("old")
+
+    def write() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(UserError, match=r"a\.npz cannot be written: (No space left on device|disk full); free some"):
+        write()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]

@@ -6,13 +6,14 @@ import csv
 
 import pytest
 import torch
-from golden import load_json
+from golden import table_s1
 from tiny import lively, tiny
 from torch import nn
 
 from model import SpikeDrivenTransformer
 from utils.distributed import Process
-from utils.firing import FiringRecorder, FiringRow, as_dict, format_table, paper_name, write_csv
+from utils.firing import FiringRecorder, FiringRow, as_dict, paper_name, rate_cells, write_csv
+from utils.tables import terminal
 
 ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -128,37 +129,17 @@ def test_batch_size_does_not_change_a_single_count_of_a_model():
     assert all(0 < row.mean_rate < 1 for row in found[0])
 
 
-# Table S1's names of a tensor -> the published code's, in block i (from 0) where it lies in one.
-TABLE_S1 = {
-    "Conv1": "MS_SPS_lif",
-    "Conv2": "MS_SPS_lif1",
-    "Conv3": "MS_SPS_lif2",
-    "Conv4": "MS_SPS_lif3",
-    "Input": "MS_SSA_Conv{}_first_lif",
-    "VS": "MS_SSA_Conv{}_q_lif",
-    "QS": "MS_SSA_Conv{}_k_lif",
-    "KS": "MS_SSA_Conv{}_v_lif",
-    "g(QS, KS)": "MS_SSA_Conv{}_kv",
-    "Output of SDSA(·), hat VS": "MS_SSA_Conv{}_x_after_qkv",
-    "Layer 1": "MS_MLP_Conv{}_fc1_lif",
-    "Layer 2": "MS_MLP_Conv{}_fc2_lif",
-    "FC": "head_lif",
-}
-
-
 def test_paper_names_are_those_of_table_s1_for_every_tensor_of_a_model():
     with torch.device("meta"):
         sources = SpikeDrivenTransformer(depths=8).spike_sources()
-    in_table = {}
-    for row in load_json("paper_table_s1_8_512")["rows"]:
-        block = int(row["section"][1:]) - 1 if row["section"].startswith("B") else None
-        in_table[TABLE_S1[row["tensor"]].format(block)] = (row["section"], row["tensor"])
+    in_table = table_s1()
     for name in sources:
         ours = paper_name(name)
         if name.endswith("_kv_before"):  # inside g, not in the table
             assert ours.endswith(" Q_S * K_S")
             continue
-        section, tensor = in_table.pop(name)
+        row = in_table.pop(name)
+        section, tensor = row["section"], row["tensor"]
         assert ours.startswith(section.replace("B", "block ") if section != "Head" else "head")
         plain = tensor.replace("Output of SDSA(·), hat VS", "SDSA output, masked VS").casefold()
         assert ours.replace("_", "").casefold().endswith(plain)
@@ -206,8 +187,10 @@ def test_csv_has_one_line_per_tensor_and_step_with_full_precision(tmp_path):
 
 
 def test_table_shows_both_names_and_every_step():
-    header, _, first, second = format_table(ROWS).splitlines()
-    assert header.split() == ["tensor", "(code)", "paper", "t=1", "t=2", "t=3", "mean", "non-zero"]
-    assert first.split() == ["MS_SPS_lif", "SPS", "Conv1", "0.1000", "0.2000", "0.3000", "0.2000", "0.2000"]
-    assert second.split() == ["head_lif", "head", "FC", "0.0000", "1.0000", "0.2500", "0.4167", "0.4167"]
-    assert len({len(line) for line in format_table(ROWS).splitlines()}) == 1
+    header, rows = rate_cells(ROWS)
+    assert header == ["tensor (code)", "paper", "t=1", "t=2", "t=3", "mean", "non-zero"]
+    assert rows[0] == ["MS_SPS_lif", "SPS Conv1", "0.1000", "0.2000", "0.3000", "0.2000", "0.2000"]
+    assert rows[1] == ["head_lif", "head FC", "0.0000", "1.0000", "0.2500", "0.4167", "0.4167"]
+    lines = terminal(header, rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split() == ["MS_SPS_lif", "SPS", "Conv1", *rows[0][2:]]

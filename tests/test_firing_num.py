@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import html
 import json
 import re
 from pathlib import Path
@@ -13,7 +15,8 @@ from PIL import Image
 
 import firing_num
 from model import SpikeDrivenTransformer
-from utils.attention_map import attention_maps
+from utils.attention_map import attention_maps, to_pictures
+from utils.dataset_facts import DataSettings
 from utils.energy import COSTS
 from utils.errors import UserError
 from utils.rates_file import report_rates
@@ -152,6 +155,19 @@ def test_the_page_needs_nothing_else(full):
         assert tags.count(("", tag)) == tags.count(("/", tag)), tag
 
 
+def test_the_page_has_the_tables_of_the_terminal(folder, capsys):
+    run(folder, "tables", "--sweep-T", "1")
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    page = html.unescape((folder / "out" / "tables" / "report.html").read_text())
+    tables = [
+        [" ".join(re.sub("<.*?>", " ", row).split()) for row in re.findall("<tr>(.*?)</tr>", table)]
+        for table in re.findall("<table>(.*?)</table>", page, re.DOTALL)
+    ]
+    *numbers, _ = tables  # the last one says what was measured
+    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1]
+    assert [row for rows in numbers for row in rows if row not in shown] == []
+
+
 def test_a_report_is_a_file_of_rates(full):
     report, folder = full
     again = report_rates(str(folder / "report.json"), COSTS["fp32"])
@@ -222,6 +238,16 @@ def test_attention_maps_are_mean_rates_per_token():
     assert float(maps.vs.max()) > 0
 
 
+def test_events_below_an_attention_map_have_the_colours_of_other_pictures():
+    frames = torch.zeros(2, 3, 2, 4, 4)  # [B, T, C, H, W]
+    frames[0, :, 0, 0, 0] = 2.0  # OFF
+    frames[1, 1, 1, 0, 0] = 5.0  # ON
+    pictures = (to_pictures(frames, DataSettings((2, 4, 4), (2, 4, 4), (0, 0), (1, 1), "", 1.0, False)) * 255).round()
+    assert pictures.shape == (2, 4, 4, 3)
+    assert pictures[:, 0, 0].tolist() == [[213, 94, 0], [0, 114, 178]]
+    assert bool((pictures[:, 1:] == 255).all())
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -235,14 +261,28 @@ def test_attention_maps_are_mean_rates_per_token():
         (["--energy-extras", "neuron"], "did you mean neurons?"),
         (["--from-rates", "a.json"], "exclude each other"),
         (["--mac-pj", "0"], "a number > 0"),
+        (["--dataset", "digit"], "dataset: 'digit' is unknown"),
+        (["--dataset", "folder"], "no default for dataset 'folder', but in_channels is 1; give one value"),
+        (["--neuron-backend", "cupy"], "neuron_backend: neuron backend 'cupy' cannot be used: the input is on cpu"),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(folder, monkeypatch, argv, expected):
     monkeypatch.chdir(ROOT)
     torch.save({"state_dict": fresh_weights(0)}, folder / "plain.pth.tar")
     argv = [word.format(plain=folder / "plain.pth.tar") for word in argv]
-    with pytest.raises(UserError, match=re.escape(expected)):
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
         run(folder, "bad", *argv)
+    assert "model sdt" not in str(caught.value)  # what is wrong is a setting
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(folder, monkeypatch):
+    def forbidden(**kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(firing_num.tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr("utils.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
+    with pytest.raises(UserError, match=r"out/locked cannot be written: Permission denied; choose another --output"):
+        run(folder, "locked")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from timm.data import Mixup
 
 from utils import loaders as loaders_module
 from utils.config import config_from, parse_config
+from utils.device_loader import Batch, DeviceLoader
 from utils.errors import UserError
-from utils.loaders import Batch, DeviceLoader, Loaders, build_eval_loader, build_loaders, build_mixup, collate
+from utils.loaders import Loaders, build_eval_loader, build_loaders, collate
+from utils.mixing import build_mixup
 from utils.samplers import Pick
 
 CPU = torch.device("cpu")

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from utils.config import config_from
-from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
+from utils.datasets import DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
+from utils.events import DIGITS_FILE
 from utils.loaders import build_loaders
 from utils.sample_list import ListedSamples
 
@@ -56,7 +57,7 @@ def test_only_the_listed_samples_are_trained_on(tmp_path: Path) -> None:
     train, evaluation = build_datasets(cfg)
     assert isinstance(train, ListedSamples)
     assert (len(train), len(evaluation)) == (5, 360)
-    everything = DigitsDataset(DIGITS_FOLDER / "digits.npz", train=True)
+    everything = DigitsDataset(DIGITS_FILE, train=True)
     (batch,) = build_loaders(cfg, device=torch.device("cpu")).train
     assert sorted(batch[1].tolist()) == sorted(int(everything.labels[i]) for i in chosen)
     whole = build_dataset(digits(written(tmp_path, "5"), no_aug=True), training=True)

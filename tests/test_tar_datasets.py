@@ -18,8 +18,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from utils import tar_index as index_module
 from utils.config import config_from
-from utils.datasets import DIGITS_FOLDER, DigitsDataset, build_dataset, build_datasets
+from utils.datasets import DigitsDataset, build_dataset, build_datasets
 from utils.errors import UserError
+from utils.events import DIGITS_FILE
 from utils.loaders import Loaders, build_loaders
 from utils.tar_datasets import TarDataset
 
@@ -209,7 +210,7 @@ def test_evaluation_sees_each_sample_of_the_shards_once(shards: Path, world_size
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_digits_in_shards_give_the_batches_of_the_embedded_digits(tmp_path: Path, world_size: int) -> None:
     for train in (True, False):
-        digits = DigitsDataset(DIGITS_FOLDER / "digits.npz", train=train)
+        digits = DigitsDataset(DIGITS_FILE, train=train)
         for shard in range(3):
             content: Content = {}
             for i in range(shard * len(digits) // 3, (shard + 1) * len(digits) // 3):

@@ -272,6 +272,12 @@ def test_a_dry_run_says_what_a_run_would_cost_and_writes_nothing(folder):
     assert not (folder / "output").exists()
 
 
+def test_a_start_behind_the_end_is_refused_and_leaves_nothing(folder):
+    text = run(folder, "--epochs", "3", "--cooldown-epochs", "1", "--start-epoch", "4", status=2)
+    assert "error: start_epoch: 4 leaves nothing of the 4 epochs, which count from 0; use 3 or less" in text
+    assert not list(folder.glob("output/train/*"))
+
+
 @pytest.mark.parametrize("interval", ["0", "1"])
 def test_what_is_not_finite_stops_the_run_and_is_not_saved(folder, interval):
     """Loss or gradients show it before the update; a recovery checkpoint may find it in a running statistic."""
@@ -318,4 +324,5 @@ def train_without_wandb(argv):
 def test_weights_and_biases_missing_is_one_line(folder):
     text = run(folder, "--log-wandb", status=2, target=train_without_wandb)
     assert "error: log_wandb: the package wandb cannot be imported" in text
+    assert not list(folder.glob("output/train/*"))  # a run that never began leaves no folder
     assert "Traceback" not in text

@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.event_colours import colour
+from utils.hooks import ForwardHook, hooked
 from utils.transforms import eval_transform
 
 if TYPE_CHECKING:
@@ -43,25 +45,23 @@ def attention_maps(model: nn.Module, x: Tensor) -> AttentionMaps:
     sources: dict[str, nn.Module] = model.spike_sources()  # type: ignore[operator]
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> ForwardHook:
         # [T, B, D, H', W'] -> [B, H', W'] at once: the spikes themselves are not kept
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
             found[name] = output.detach().float().mean(dim=(0, 2))
 
         return hook
 
-    names = [name for name in sources if name.endswith(("_q_lif", "_x_after_qkv"))]
-    handles = [sources[name].register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    shown = {name: module for name, module in sources.items() if name.endswith(("_q_lif", "_x_after_qkv"))}
     training = model.training
     model.eval()
     try:
-        model(x)
+        with hooked(shown, keep):
+            model(x)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
     vs, masked = (
-        torch.stack([found[name] for name in names if name.endswith(end)]) for end in ("_q_lif", "_x_after_qkv")
+        torch.stack([found[name] for name in shown if name.endswith(end)]) for end in ("_q_lif", "_x_after_qkv")
     )
     return AttentionMaps(vs.cpu(), masked.cpu())
 
@@ -92,10 +92,7 @@ def to_pictures(x: Tensor, data: DataSettings) -> Tensor:
     """What a person sees of the input: `[B, H, W, 3]` in 0..1. Event frames: both polarities, summed over time."""
     x = x.detach().cpu().float()
     if x.dim() == 5:
-        events = x.sum(dim=1)  # [B, C, H, W]
-        events = events / events.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-9)
-        on, off = events[:, 0], events[:, -1]
-        return torch.stack([on, torch.zeros_like(on), off], dim=-1)
+        return torch.stack([torch.from_numpy(colour(sample.numpy())) for sample in x.sum(dim=1)]) / 255
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     picture = (x * std + mean).clamp(0, 1)  # [B, C, H, W]
     return picture.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)

@@ -13,14 +13,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from utils.event_colours import colour
+
 _IMAGES, _EVENT_ROWS = 64, 8  # as many as one can look at
 _SIDE = 64  # pixels that a small image is enlarged to, at least
 _GAP = 2  # pixels between two images
 _GAP_GREY = {4: 255, 5: 208}  # by dimensions: event frames are white themselves
-
-# What an event takes away from white paper: ON becomes vermilion, OFF blue, as in the other figures.
-_ON_INK = 1 - np.array([0xD5, 0x5E, 0x00]) / 255
-_OFF_INK = 1 - np.array([0x00, 0x72, 0xB2]) / 255
 
 
 def save_batch(x: Tensor, mean: Sequence[float], std: Sequence[float], path: Path) -> Path:
@@ -51,13 +49,9 @@ def save_batch(x: Tensor, mean: Sequence[float], std: Sequence[float], path: Pat
 def _coloured(values: np.ndarray) -> np.ndarray:
     """uint8 [..., H, W, 3] of values in 0..1, or of event counts, [..., C, H, W]."""
     if values.shape[-3] == 2:
-        counted = values[values > 0]
-        full = np.percentile(counted, 99) if counted.size else 1.0
-        off, on = np.moveaxis(np.clip(values / full, 0, 1), -3, 0)[..., None]
-        values = 1 - on * _ON_INK - off * _OFF_INK
-    else:
-        values = np.moveaxis(values, -3, -1)
-        values = np.broadcast_to(values, (*values.shape[:-1], 3))
+        return colour(values)
+    values = np.moveaxis(values, -3, -1)
+    values = np.broadcast_to(values, (*values.shape[:-1], 3))
     return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
 
 

@@ -63,8 +63,9 @@ def build_model(cfg: Config) -> nn.Module:
         raise UserError(
             f"model: {cfg.model!r} is not registered{did_you_mean(cfg.model, names) or '.'} Valid: {', '.join(names)}"
         )
+    arguments = model_arguments(cfg)
     try:
-        model = timm.create_model(cfg.model, **model_arguments(cfg))
+        model = timm.create_model(cfg.model, **arguments)
     except ValueError as error:
         raise UserError(f"model {cfg.model}: {error}") from error
     for module in model.modules():
@@ -74,6 +75,23 @@ def build_model(cfg: Config) -> nn.Module:
             if cfg.bn_eps is not None:
                 module.eps = cfg.bn_eps
     return model
+
+
+def check_neurons(model: nn.Module, device: torch.device, *dtypes: torch.dtype) -> None:
+    """Find out before the first batch whether the neurons' backend runs on `device` with inputs of these types.
+
+    Raises:
+        UserError: it does not, with the reason.
+    """
+    for module in model.modules():
+        # What `auto` chooses runs; asking would load, or compile, its kernels.
+        if getattr(module, "backend_choice", "auto") == "auto":
+            continue
+        for dtype in dtypes:
+            try:
+                module.backend_for(torch.empty(1, device=device, dtype=dtype))  # type: ignore[operator]
+            except ValueError as error:
+                raise UserError(f"neuron_backend: {error}") from error
 
 
 def for_evaluation(model: nn.Module) -> nn.Module:

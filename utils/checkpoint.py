@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 _SPLIT = ".aux_bn."
+# Settings that decide on keys and shapes of the weights.
+_SIZES = ("model", "layer", "dim", "num_heads", "mlp_ratio", "in_channels", "num_classes", "spike_mode")
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -57,9 +59,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dictionary in a checkpoint file, tensors on the CPU. Never runs code from the file.
 
     Raises:
-        UserError: no such file, a torn or foreign file, or one that holds more than tensors and plain data.
+        UserError: no such file, one that may not be read, a torn or foreign one, or one that holds more than tensors
+            and plain data.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint {path}: is a folder; give a file in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
@@ -69,18 +74,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint {path} is not a file of tensors and plain data, and is not loaded, because reading it "
-            f"could run code from it ({_first_line(error)})"
+            f"could run code from it ({first_line(error)})"
         ) from error
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the rights there") from error
     except Exception as error:
         # Whatever a parser stumbles over in bytes that are no checkpoint: a text file ends in an IndexError.
-        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({_first_line(error)})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
@@ -112,13 +116,25 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     if not any(_SPLIT in key for key in model.state_dict()):
         # Split BatchNorm's further statistics are for training on augmented copies only.
         weights = {key: value for key, value in weights.items() if _SPLIT not in key}
-    if difference := key_difference(model.state_dict(), weights):
-        raise UserError(
-            f"checkpoint {path} does not fit the model:\n{difference}\n"
-            "Nothing was loaded. Give the configuration the checkpoint was trained with."
-        )
-    model.load_state_dict(weights, strict=True)
+    load_fitting(model, weights, checkpoint, path)
     return checkpoint
+
+
+def load_fitting(
+    model: nn.Module, weights: Mapping[str, Tensor], checkpoint: Mapping[str, Any], path: str | Path
+) -> None:
+    """Load `weights`, which are those of `checkpoint`, into `model`: all of them or none.
+
+    Raises:
+        UserError: their keys or shapes are not the model's; the message says what the checkpoint was trained with,
+            where it knows that, and lists the difference.
+    """
+    if difference := key_difference(model.state_dict(), weights):
+        config = checkpoint.get("config")
+        known = [f"{name} {config[name]}" for name in _SIZES if name in config] if isinstance(config, Mapping) else []
+        remedy = f"give {', '.join(known)}, as it was trained with" if known else "give the settings of its training"
+        raise UserError(f"checkpoint {path} does not fit the model, nothing was loaded; {remedy}:\n{difference}")
+    model.load_state_dict(weights, strict=True)
 
 
 def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], limit: int = 5) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -29,8 +30,16 @@ class Option(NamedTuple):
     written: str
 
 
-def split_command_line(argv: list[str]) -> tuple[list[Option], list[str], bool]:
-    """The options of a command line, its problems (one line each), and whether it asks for help."""
+def split_command_line(argv: list[str], prog: str, means: Mapping[str, str]) -> tuple[list[Option], list[str], bool]:
+    """The options of a command line, its problems (one line each), and whether it asks for help.
+
+    Args:
+        argv: the words.
+        prog: the program they are for; an option of another one is a problem.
+        means: settings whose options set another setting in this program.
+    """
+    meant = {option: SETTINGS[means.get(setting.name, setting.name)] for option, setting in _OPTIONS.items()}
+    own = {option: setting for option, setting in meant.items() if setting.serves(prog)}
     options: list[Option] = []
     problems: list[str] = []
     words = list(reversed(argv))
@@ -44,14 +53,14 @@ def split_command_line(argv: list[str]) -> tuple[list[Option], list[str], bool]:
         written, values = _split(word)
         if written in _HELP:
             return options, problems, True
-        setting = _OPTIONS.get(written)
+        setting = own.get(written)
         switch = setting if setting and setting.kind is bool else None
-        wanted = _most_values(setting) - len(values)
+        wanted = _most_values(_OPTIONS.get(written)) - len(values)
         while words and wanted > 0 and not _is_option(words[-1]):
             values.append(words.pop())
             wanted -= 1
         if setting is None:
-            problems.append(f"{written}: unknown option{_hint(written)}")
+            problems.append(f"{written}: {_why_not(written, prog, own)}")
         elif setting.kind is bool:
             if values:
                 problems.append(f"{written}={values[0]}: takes no value; write {' or '.join(setting.flags)}")
@@ -64,27 +73,31 @@ def split_command_line(argv: list[str]) -> tuple[list[Option], list[str], bool]:
     return options, problems, False
 
 
-def help_text(prog: str, description: str) -> str:
-    """All settings by group, with default, choices and short option."""
+def help_text(prog: str, description: str, means: Mapping[str, str]) -> str:
+    """The settings that `prog` uses by group, with default, choices and short option; `means` as above."""
     width = min(100, max(80, shutil.get_terminal_size().columns))
     intro = (
         "A setting comes from the command line, else from the YAML file, else from its default. A switch "
         "is undone by the second form given. Hyphens and underscores are the same, here and in YAML."
     )
     lines = [f"usage: {prog} [-c CONFIG] [options]", "", description, "", *textwrap.wrap(intro, width)]
-    for group, settings in groupby(SETTINGS.values(), key=lambda setting: setting.rules.group):
+    own = (setting for setting in SETTINGS.values() if setting.serves(prog))
+    for group, settings in groupby(own, key=lambda setting: setting.rules.group):
         lines += ["", f"{group}:"]
         for setting in settings:
-            lines += _help_entry(setting, width)
+            others = [SETTINGS[name] for name, meant in means.items() if meant == setting.name]
+            lines += _help_entry(setting, others, width)
     return "\n".join(lines)
 
 
-def _help_entry(setting: Setting, width: int) -> list[str]:
+def _help_entry(setting: Setting, others: Sequence[Setting], width: int) -> list[str]:
+    """The lines of one setting; `others` are those whose options mean it too."""
     rules = setting.rules
     metavar = "{" + ",".join(filter(None, rules.choices)) + "}" if rules.choices else _METAVARS[setting.kind]
     if len(metavar) > _HELP_COLUMN:  # a long list of choices reads better as text
         metavar = "NAME"
-    head = "  " + ", ".join((*rules.aliases, *setting.flags)) + (f" {metavar}" if metavar else "")
+    options = [option for each in (setting, *others) for option in _options(each)]
+    head = "  " + ", ".join(options) + (f" {metavar}" if metavar else "")
     if setting.is_list:
         head += f" [{metavar} ...]" if len(rules.lengths) != 1 else f" {metavar}" * (rules.lengths[0] - 1)
     text = rules.help
@@ -151,10 +164,18 @@ def _leftover_hint(switch: Setting | None) -> str:
     return "settings are written as --name value"
 
 
-def _hint(option: str) -> str:
-    return did_you_mean(option, _OPTIONS) or "; --help lists the options"
+def _why_not(option: str, prog: str, own: Mapping[str, Setting]) -> str:
+    """Why `prog`, which has the options `own`, does not take `option`."""
+    if option in _OPTIONS:
+        return (
+            f"only {_OPTIONS[option].rules.only} makes use of it, {prog} does not; leave it out here (a YAML file for "
+            "both may hold it)"
+        )
+    return "unknown option" + (did_you_mean(option, own) or "; --help lists the options")
 
 
-_OPTIONS = {
-    option: setting for setting in SETTINGS.values() for option in (*setting.flags, *setting.rules.aliases)
-}  # fmt: skip
+def _options(setting: Setting) -> tuple[str, ...]:
+    return (*setting.rules.aliases, *setting.flags)
+
+
+_OPTIONS = {option: setting for setting in SETTINGS.values() for option in _options(setting)}

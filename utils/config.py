@@ -34,8 +34,12 @@ class Source(IntEnum):
 
 @dataclass
 class _Draft:
-    """Values read so far, with the place of each, and the problems met on the way."""
+    """Values read so far, with the place of each, and the problems met on the way.
 
+    prog: the program that will run with them, or None for a configuration that any program may run with
+    """
+
+    prog: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
@@ -94,12 +98,17 @@ class _Draft:
         """
         cfg = Config(**self._with_amp(), explicit=frozenset(self.places))
         # A rule on a value that could not be read would complain about its default.
-        self.problems += [self._line(f) for f in impossible(cfg) if not self.unreadable.intersection(f.names)]
+        found = (f for f in impossible(cfg) if not self.unreadable.intersection(f.names))
+        self.problems += [self._line(f) for f in found if self._concerns(f)]
         if self.problems:
             count = len(self.problems)
             title = f"{count} problems in the settings:\n  " if count > 1 else ""
             raise UserError(title + "\n  ".join(self.problems))
-        return replace(cfg, warnings=tuple(self._line(f) for f in self._warnings(cfg)))
+        return replace(cfg, warnings=tuple(self._line(f) for f in self._warnings(cfg) if self._concerns(f)))
+
+    def _concerns(self, finding: Finding) -> bool:
+        """Whether the program uses all the settings: one file serves two programs, each with settings of its own."""
+        return self.prog is None or all(SETTINGS[name].serves(self.prog) for name in finding.names)
 
     def _with_amp(self) -> dict[str, Any]:
         """The values, with amp switched on by its older names unless `amp` itself was given last."""
@@ -126,26 +135,29 @@ def parse_config(
 ) -> Config:
     """The configuration a command line stands for, with the YAML file it names; `--help` prints and exits.
 
+    An option that only another program uses is refused. The file may hold settings of all programs: those that `prog`
+    has no use for are read and checked for their type, and combinations with them are left alone.
+
     `option_means` lets an option of the command line (not of the file) set another setting: a script that only
     evaluates takes `--batch-size` for `val_batch_size`.
 
     `Config.warnings` holds one line for each setting that was given and is ignored: log them.
 
     Raises:
-        UserError: a setting is unknown, not valid or part of an impossible combination, or the file cannot be
-            read; the message lists every problem of the file and the command line.
+        UserError: a setting is unknown, not valid or part of an impossible combination, an option is of another
+            program, or the file cannot be read; the message lists every problem of the file and the command line.
         SystemExit: after `--help`.
     """
-    options, problems, wants_help = split_command_line(argv)
+    means = option_means or {}
+    options, problems, wants_help = split_command_line(argv, prog, means)
     if wants_help:
-        print(help_text(prog, description))
+        print(help_text(prog, description, means))
         raise SystemExit(0)
-    draft = _Draft()
+    draft = _Draft(prog)
     path = next((option.value for option in reversed(options) if option.name == "config"), "")
     if path:
         draft.add_yaml(path)
-    means = option_means or {}
-    draft.add_options([option._replace(name=means.get(option.name, option.name)) for option in options])
+    draft.add_options(options)
     draft.problems += problems
     return draft.build()
 

@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 def impossible(cfg: Config) -> Iterator[Finding]:
     """The combinations in `cfg` that cannot work."""
-    for rules in (_unavailable, _model, _pixels, _image, _splits, _mixing, _events, _training, _measurement):
+    for rules in (_unavailable, _model, _pixels, _image, _ranges, _splits, _mixing, _events, _training, _measurement):
         yield from rules(cfg)
 
 
@@ -114,9 +114,13 @@ def _image(cfg: Config) -> Iterator[Finding]:
                 f"{name} {values} has {len(values)} values, in_channels is {cfg.in_channels}; "
                 "give one value per channel, or one for all",
             )
-    ranges = (("scale", cfg.scale), ("ratio", cfg.ratio), ("cutmix_minmax", cfg.cutmix_minmax or [0.0, 1.0]))
-    for name, (first, last) in ranges:
-        if first > last:
+
+
+def _ranges(cfg: Config) -> Iterator[Finding]:
+    for name in ("scale", "ratio", "cutmix_minmax", "lr_noise"):
+        values = getattr(cfg, name) or []
+        if values != sorted(values):
+            first, last = values
             yield Finding((name,), f"{name} [{first:g}, {last:g}] descends; write [{last:g}, {first:g}]")
 
 

@@ -168,9 +168,8 @@ def _per_channel(cfg: Config, key: str, default: tuple[float, ...]) -> tuple[flo
         values *= cfg.in_channels
     if len(values) != cfg.in_channels:
         found = str(list(values)) if given else f"no default for dataset {cfg.dataset!r}"
-        raise UserError(
-            f"{key}: {found}, but in_channels is {cfg.in_channels}; give {cfg.in_channels} values, or one for all"
-        )
+        wanted = "one value" if cfg.in_channels == 1 else f"{cfg.in_channels} values, or one for all"
+        raise UserError(f"{key}: {found}, but in_channels is {cfg.in_channels}; give {wanted}")
     return values
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -16,8 +17,8 @@ from timm.data import AugMixDataset, create_dataset, create_reader
 from timm.utils import natural_key
 
 from utils.dataset_facts import DatasetFacts, check_classes, dataset_facts, resolve_data
-from utils.errors import UserError
-from utils.events import build_events
+from utils.errors import UserError, first_line
+from utils.events import DIGITS_FILE, build_events
 from utils.images import decode
 from utils.sample_list import listed_samples
 from utils.tar_datasets import TarDataset, open_shards
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from utils.settings import Config
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
-
-# Found from any current directory.
-DIGITS_FOLDER = Path(__file__).resolve().parent.parent / "data" / "digits"
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")
@@ -113,7 +111,8 @@ class DigitsDataset:
     """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
 
     def __init__(self, file: Path, *, train: bool) -> None:
-        with np.load(file, allow_pickle=False) as content:
+        # Opened here: of a damaged file, numpy would leave the closing to chance.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             chosen = content["is_test"] != train
             # 17 grey levels to 0..255: paper is 0, full ink is 255.
             self.images: np.ndarray = (content["images"][chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
@@ -129,10 +128,16 @@ class DigitsDataset:
 
 
 def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
-    file = (Path(cfg.data_dir) if cfg.data_dir else DIGITS_FOLDER) / "digits.npz"
+    file = Path(cfg.data_dir) / DIGITS_FILE.name if cfg.data_dir else DIGITS_FILE
     if not file.is_file():
         raise UserError(f"data_dir: {file} does not exist; leave data_dir out to use the embedded set")
-    return DigitsDataset(file, train=_fixed_split(cfg, training))
+    train = _fixed_split(cfg, training)
+    try:
+        return DigitsDataset(file, train=train)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(
+            f"data_dir: {file} cannot be read ({first_line(error)}); leave data_dir out to use the embedded set"
+        ) from error
 
 
 def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
@@ -156,16 +161,12 @@ def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
             remedy = "install that package (pip install datasets)" if facts.kind == "hub" else "install that package"
         expected = f"{root}/{facts.expected}" if facts.expected else f"split {split!r} in {root or 'the cache'}"
         raise UserError(
-            f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({_first_line(error)}); {remedy}"
+            f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({first_line(error)}); {remedy}"
         ) from error
 
 
 def _mode(cfg: Config) -> str:
     return "L" if cfg.in_channels == 1 else "RGB"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class FolderDataset:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from utils.errors import listed
 from utils.sdt_shape import layer_paper_name
 from utils.synapse_counts import Counts, LayerCount, SumCount
 from utils.synapses import SynapseRecorder
@@ -97,6 +98,11 @@ class EnergyReport:
     @property
     def extras_mJ(self) -> float:
         return sum(row.energy_pJ for row in self.extras) / PJ_PER_MJ
+
+    @property
+    def other_first_conv(self) -> str:
+        """The treatment of the first conv that `other_first_conv_mJ` is the total of."""
+        return "per_step" if self.first_conv == "once" else "once"
 
     def operations(self, kind: str) -> float:
         """Charged operations of one kind, `MAC` or `AC`."""
@@ -234,15 +240,10 @@ def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> E
 def _notes(counts: Counts) -> list[str]:
     notes = []
     if counts.never_called:
-        notes.append(f"no part of the forward pass, so not charged: {_some(counts.never_called)}")
+        notes.append(f"no part of the forward pass, so not charged: {listed(counts.never_called)}")
     if counts.uncounted:
-        notes.append(f"NOT COUNTED, only Conv and Linear layers are: {_some(counts.uncounted)}")
+        notes.append(f"NOT COUNTED, only Conv and Linear layers are: {listed(counts.uncounted)}")
     late = [layer.name for layer in counts.layers[1:] if not layer.is_binary]
     if late:
-        notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {_some(late)}")
+        notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {listed(late)}")
     return notes
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

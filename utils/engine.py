@@ -19,7 +19,10 @@ from torch.optim import Optimizer
 
 from utils.distributed import Process
 from utils.errors import NonFiniteError
-from utils.precision import Precision
+from utils.hooks import ForwardHook, hooked
+from utils.precision import MOST_SKIPPED_UPDATES, Precision
+
+_OVERFLOWS_BACKWARDS = "it overflows on the way back"
 
 
 class Tally:
@@ -97,7 +100,8 @@ class TrainStep:
 
         Raises:
             NonFiniteError: with the step and the first module whose output is not finite, before the update.
-                Gradients are watched too, unless loss scaling already skips such updates.
+                Gradients are watched too. Loss scaling leaves such an update out and goes on with a smaller scale;
+                there, only so many in a row end the run that no scale can help.
         """
         if self.seed is not None:
             self.seed(step)
@@ -124,6 +128,8 @@ class TrainStep:
             if not self.precision.scaler.is_enabled():
                 self._check_gradients(x, step)
             self.precision.update(self.optimizer, self.model)
+            if self.precision.scaler.is_enabled():
+                self._check_skipped_updates(x, step)
             if self.after_update is not None:
                 self.after_update()
         return loss
@@ -147,7 +153,19 @@ class TrainStep:
             )
             raise NonFiniteError(
                 f"the gradient of {bad} is not finite in step {step}, while the loss is; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or 'it overflows on the way back'}; "
+                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
+                "the weights were not updated"
+            )
+
+    def _check_skipped_updates(self, x: Tensor, step: int) -> None:
+        """End a run in which loss scaling would leave out all updates to come; on CUDA one step later, as above."""
+        may_go_on = _read_later(self.precision.skipped_updates < MOST_SKIPPED_UPDATES)
+        judged, self._earlier = (self._earlier, may_go_on) if x.is_cuda else (may_go_on, None)
+        if judged is not None and not judged():
+            raise NonFiniteError(
+                f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}, and no "
+                "smaller loss scale can help; "
+                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
                 "the weights were not updated"
             )
 
@@ -268,7 +286,7 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
         return "the input batch itself is not finite"
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def watch(name: str) -> ForwardHook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
                 found.append(f"{name} ({type(module).__name__})")
@@ -276,11 +294,6 @@ def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -
         return hook
 
     model = _unwrapped(model)
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
-        with precision.autocast():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked({name: module for name, module in model.named_modules() if name}, watch), precision.autocast():
+        model(x)
     return f"the first output that is not finite is that of {found[0]}" if found else ""

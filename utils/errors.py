@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,8 +14,11 @@ USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
 
-# What the user can put right about a disk: full, over quota, read-only, not theirs.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the user can put right about a disk or a name on it: full, over quota, read-only, not theirs, too long.
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    errno.ENAMETOOLONG,
+)
 
 
 class UserError(ValueError):
@@ -54,6 +57,17 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {match}?" if match else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """The first `limit` names for a line of text, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main` on the command line's arguments and exit with the status it returns.
 
@@ -72,7 +86,8 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         if error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{script}: error: {error.strerror}{where}; check the free space and the rights there", file=sys.stderr)
+        remedy = "check the name, the free space and the rights there"
+        print(f"{script}: error: {error.strerror}{where}; {remedy}", file=sys.stderr)
         status = USAGE_ERROR
     except Stopped as stop:
         if _speaks():

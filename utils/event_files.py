@@ -8,6 +8,7 @@ interrupted conversion goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -17,7 +18,7 @@ import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 EVENTS = "events_np"
 _TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
@@ -65,6 +66,24 @@ def integrate(events: dict[str, NDArray[Any]], time_steps: int, side: int, path:
     return np.asarray(frames.astype(np.min_scalar_type(int(frames.max()))))
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name to write to, which becomes `path` only when everything was written.
+
+    Raises:
+        UserError: it cannot be written; `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise UserError(f"{path} cannot be written: {reason}; free some space, or give another --data-dir") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_events(path: Path, events: dict[str, NDArray[Any]]) -> None:
     """Store the events of one sample."""
     write_npz(path, {key: np.asarray(events[key]).astype(kind) for key, kind in _TYPES.items()})
@@ -77,15 +96,8 @@ def read_events(path: Path) -> dict[str, NDArray[Any]]:
 
 def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Write a compressed npz that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; free some space, or give --data-dir") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -95,18 +107,15 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {key: content[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete it and run python -m utils.prepare again") from error
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); delete it and run python -m utils.prepare again"
+        ) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(json.dumps(content) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; give another --data-dir") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

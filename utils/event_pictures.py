@@ -10,21 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-# Apart for colour-blind readers and in grey print (Okabe & Ito): blue for ON, vermilion for OFF.
-_OFF, _ON = np.array([213, 94, 0]), np.array([0, 114, 178])
-_FULL = 0.99  # quantile of the counts above zero that gets the full colour: a single hot pixel must not fade the rest
+from utils.event_colours import colour
+
 _GIF_SIDE, _GIF_GAP, _FRAME_MS = 128, 4, 120
 
 Frames = NDArray[Any]  # [T, 2, H, W], OFF before ON
-
-
-def colour(frames: Frames) -> NDArray[np.uint8]:
-    """Counts [T, 2, H, W] -> RGB [T, H, W, 3]: the stronger a polarity, the less of the paper shows."""
-    positive = frames[frames > 0]
-    full = max(float(np.quantile(positive, _FULL)), 1.0) if positive.size else 1.0
-    off, on = np.minimum(np.moveaxis(frames, 1, 0) / full, 1.0)[..., None]  # [T, H, W, 1] each
-    ink = off * (255 - _OFF) + on * (255 - _ON)
-    return np.asarray(np.clip(255 - ink, 0, 255).astype(np.uint8))
 
 
 def draw_samples(samples: list[tuple[Frames, str]], target: Path, title: str) -> None:

@@ -1,7 +1,8 @@
 """Which samples train and which evaluate: named splits, and a hash that tells two of them apart.
 
 `first90` is the published split of CIFAR10-DVS: the first 90% of each class, in the order of the file names.
-`random:<seed>` draws 90% of each class. `tet` and `own` are the folders train/ and test/ that a set brings.
+`random:<seed>` draws 90% of each class. Sets with folders train/ and test/ bring their split; that of
+the `.pt` files may also be called `tet`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.event_files import (
     EVENTS,
     integrate,
@@ -23,6 +23,7 @@ from utils.event_files import (
     read_events,
     read_json,
     run_jobs,
+    whole_file,
     write_json,
 )
 from utils.event_splits import Sample, Split
@@ -40,8 +41,7 @@ def read_tet(path: Path) -> tuple[Tensor, int]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the restricted unpickler meets in bytes that are no such file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or holds more than tensors ({reason}); replace it") from error
+        raise UserError(f"{path} is damaged or holds more than tensors ({first_line(error)}); replace it") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], Tensor):
         raise UserError(f"{path} holds no pair of counts [2, H, W, T] and label; replace it")
     counts, label = content
@@ -146,9 +146,5 @@ def _make_one(events: Path, target: Path, label: int, time_steps: int, side: int
     frames = integrate(read_events(events), time_steps, side, events)  # [T, 2, H, W]
     kind = np.uint8 if frames.max() < 256 else np.int32  # torch reads no other unsigned type everywhere
     counts = torch.from_numpy(np.ascontiguousarray(frames.transpose(1, 2, 3, 0)).astype(kind))
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with whole_file(target) as partial:
         torch.save((counts, torch.tensor([label])), partial)
-        partial.replace(target)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"{target} cannot be written ({error}); free some space and start again") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from utils import digits_dvs
+from utils.dataset_facts import dataset_facts
 from utils.errors import UserError
 from utils.event_augment import Operation, frame_operations
 from utils.event_files import (
@@ -109,7 +110,10 @@ def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> 
         UserError: files are missing, damaged or incomplete, or the settings do not fit them.
     """
     _check_split_setting(cfg)
-    split, classes, read = (_open_tet if cfg.dataset == "cifar10-dvs-tet" else _open_events)(cfg, training)
+    if cfg.dataset == "cifar10-dvs-tet":
+        split, classes, read = _open_tet(cfg, size[1], training)
+    else:
+        split, classes, read = _open_events(cfg, training)
     root = events_root(cfg)
     check_hash(split, cfg.split_hash, str(root))
     samples = split.train if training else split.test
@@ -126,8 +130,7 @@ def events_root(cfg: Config) -> Path:
     """Where the files of `cfg.dataset` are."""
     if cfg.dataset == "digits-dvs":
         return Path(cfg.data_dir) if cfg.data_dir else DIGITS_DVS_ROOT
-    defaults = {"gesture": "data/DVSGesturedataset"}
-    return Path(cfg.data_dir or defaults.get(cfg.dataset, "data/cifar10-dvs"))
+    return Path(cfg.data_dir or dataset_facts(cfg.dataset).default_root)
 
 
 def _check_split_setting(cfg: Config) -> None:
@@ -146,11 +149,10 @@ def _warn_of_image_settings(cfg: Config) -> None:
 _Opened = tuple[Split, list[str], Callable[[Sample], Tensor]]
 
 
-def _open_tet(cfg: Config, training: bool) -> _Opened:
+def _open_tet(cfg: Config, side: int, training: bool) -> _Opened:
     root = events_root(cfg)
     if cfg.event_drop and training:
         raise UserError("event_drop: needs events, and .pt files hold frames; use dataset cifar10-dvs")
-    side = cfg.input_size[1] if cfg.input_size else cfg.img_size or 64
     read = TetReader(root, cfg.time_steps, side, cfg.tet_counts == "published")
     return open_tet(root), SOURCES["cifar10-dvs"].classes, read
 

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.hooks import ForwardHook, Recorder, hooked
 from utils.synapse_counts import count_values
-from utils.tables import terminal
+from utils.tables import Cells
 
 _STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
 # The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
@@ -77,7 +78,7 @@ class FiringRow:
         return sum(self.nonzero) / (self.elements_per_step * len(self.nonzero))
 
 
-class FiringRecorder:
+class FiringRecorder(Recorder):
     """Counts the spikes in the outputs of some modules while it is entered.
 
     Nothing of a batch stays alive after it: two integers per tensor and time step are kept.
@@ -94,21 +95,11 @@ class FiringRecorder:
         self._spikes: dict[str, Tensor] = {}
         self._nonzero: dict[str, Tensor] = {}
         self._elements: dict[str, int] = dict.fromkeys(self._sources, 0)
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> FiringRecorder:
-        for name, module in self._sources.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
-        return self
+    def _attached(self) -> AbstractContextManager[None]:
+        return hooked(self._sources, self._hook)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _hook(self, name: str) -> Any:
+    def _hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
             T = output.shape[0]
             nonzero, spikes, _ = count_values(output.detach().flatten(0, 1))  # each [T * B]
@@ -147,15 +138,15 @@ class FiringRecorder:
         return rows
 
 
-def format_table(rows: list[FiringRow]) -> str:
-    """The firing rates as a table for a terminal: rate per time step, its mean, and the mean non-zero rate."""
+def rate_cells(rows: Sequence[FiringRow]) -> Cells:
+    """Header and rows of the firing rates: per time step, their mean, and the mean non-zero rate."""
     steps = len(rows[0].spikes)
     header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
     body = [
         [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
         for row in rows
     ]
-    return terminal(header, body)
+    return header, body
 
 
 def as_dict(row: FiringRow) -> dict[str, Any]:

@@ -11,14 +11,8 @@ same process, or of an interruption. That holds bit for bit on one machine with 
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import multiprocessing
-import multiprocessing.util  # before the registration below: its own must run after it
 import random
-import signal
-import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,21 +21,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from utils.dataset_facts import DataSettings, dataset_facts, resolve_data
 from utils.datasets import ImageSet, build_dataset, build_datasets
+from utils.device_loader import Batch, DeviceLoader
 from utils.errors import UserError
+from utils.loader_workers import tie_to_the_main_process
 from utils.mixing import Mixing, build_mixup
 from utils.samplers import EvalSampler, Pick, TrainSampler, mix_seed
 
 if TYPE_CHECKING:
     from utils.settings import Config
-
-Batch = tuple[Tensor, Tensor]
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -154,7 +145,7 @@ def _device_loader(
         batch_sampler=batches,
         num_workers=cfg.workers,
         collate_fn=collate,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=tie_to_the_main_process,
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
         # The loader draws a base seed at each start: from here, not from the run's own random state.
@@ -165,26 +156,6 @@ def _device_loader(
         return DeviceLoader(loader, device, (data.mean, data.std) if given else None, unit=1.0)
     statistics = (data.mean, data.std) if data.normalise_on_device else None
     return DeviceLoader(loader, device, statistics)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM reach the workers too, while the main process still finishes its step.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # When the main process is killed, its workers must not outlive it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@atexit.register
-def _end_workers() -> None:
-    # Python ends what workers are left by SIGTERM, which they ignore, and would wait for them for ever. This runs
-    # before that, since it was registered later.
-    left = [process for process in multiprocessing.active_children() if process.daemon]
-    if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
-    for process in left:
-        process.kill()
 
 
 class SeededSamples(Dataset[Any]):
@@ -259,69 +230,3 @@ def collate(samples: list[tuple[Any, Any]]) -> Batch:
     copies = list(zip(*(images for images, _ in samples), strict=True))  # S tuples of B images
     images = torch.stack([torch.as_tensor(image) for copy in copies for image in copy])
     return images, targets.repeat(len(copies))
-
-
-def _in_own_words(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """`batches`; a UserError of a worker process with its message alone, which arrives below a traceback."""
-    try:
-        yield from batches
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
-
-
-class DeviceLoader:
-    """Batches moved to the device and normalised there; on CUDA the next one is copied during the step.
-
-    statistics: mean and std per channel; None if there is nothing left to normalise
-    unit: what the loader's values have as one unit of the statistics (255 for uint8 images)
-    """
-
-    def __init__(
-        self,
-        batches: Iterable[Batch],
-        device: torch.device,
-        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-        unit: float = 255.0,
-    ) -> None:
-        self.batches, self.device = batches, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._mean = self._std = torch.empty(0)
-        self._normalise = statistics is not None
-        if statistics is not None:
-            # [1, C, 1, 1]; event frames have T before C, which broadcasts as well.
-            self._mean, self._std = (
-                torch.tensor(values, device=device).mul_(unit).view(1, -1, 1, 1) for values in statistics
-            )
-
-    def __len__(self) -> int:
-        assert isinstance(self.batches, Sized)
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._stream is None:
-            return (self._prepare(*batch) for batch in _in_own_words(self.batches))
-        return self._copied_ahead(self._stream)
-
-    def _prepare(self, images: Tensor, targets: Tensor) -> Batch:
-        images = images.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
-        if self._normalise:
-            return (images.float() - self._mean).div_(self._std), targets
-        if not images.is_floating_point():
-            images = images.float()  # bytes on the wire
-        return images, targets
-
-    def _copied_ahead(self, stream: torch.cuda.Stream) -> Iterator[Batch]:
-        ready: Batch | None = None
-        for batch in _in_own_words(self.batches):
-            with torch.cuda.stream(stream):
-                coming = self._prepare(*batch)
-            if ready is not None:
-                yield ready
-            consumer = torch.cuda.current_stream(self.device)
-            consumer.wait_stream(stream)
-            for tensor in coming:
-                tensor.record_stream(consumer)  # the side stream must not reuse its memory before the step is done
-            ready = coming
-        if ready is not None:
-            yield ready

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.ann_twin import AnnTwin, AttentionComparison, ann_twin, compare_attention
-from utils.build import build_model
+from utils.build import build_model, check_neurons
 from utils.checkpoint import load_weights
 from utils.dataset_facts import DataSettings, dataset_facts, resolve_data
 from utils.distributed import Process
@@ -70,6 +70,9 @@ class Measurement:
         self.cfg = cfg
         self.process = process
         self.model = build_model(cfg)
+        self.precision = Precision(cfg, process.device)
+        proof = [torch.float64] if cfg.verify else []  # see utils.verify
+        check_neurons(self.model, process.device, self.precision.activation_dtype, *proof)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model.to(process.device).to(memory_format=self.memory_format)
@@ -84,7 +87,6 @@ class Measurement:
         cfg, process, model = self.cfg, self.process, self.model
         loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         images = cfg.val_batch_size * process.world_size
-        precision = Precision(cfg, process.device)
         firing = FiringRecorder(model.spike_sources())  # type: ignore[operator]
         synapses = SynapseRecorder(model, exact=cfg.energy_mode == "exact", sums=attention_sums(model))
         with (
@@ -93,7 +95,7 @@ class Measurement:
             synapses,
         ):
             accuracy = evaluate(
-                model, loader, precision, process, memory_format=self.memory_format, on_step=progress.step
+                model, loader, self.precision, process, memory_format=self.memory_format, on_step=progress.step
             )
         return self._account(accuracy, firing.rows(process), synapses.counts(process))
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
+from utils.config_rules import mixes
 from utils.dataset_facts import dataset_facts
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def build_mixup(cfg: Config) -> Mixing | None:
     """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one."""
     if cfg.event_mix > 0 and dataset_facts(cfg.dataset).events:
         return EventMix(cfg.event_mix, cfg.num_classes, cfg.smoothing)
-    if not (cfg.mixup > 0 or cfg.cutmix > 0 or cfg.cutmix_minmax is not None):
+    if not mixes(cfg):
         return None
     mixup = Mixup(
         mixup_alpha=cfg.mixup,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from utils.energy import COSTS, Cost, EnergyReport, EnergyRow
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.firing import paper_name
 from utils.sdt_shape import SdtShape, layer_paper_name
 
@@ -72,9 +72,8 @@ def check_rates(shape: SdtShape, rates: Rates, place: str) -> int:
     """The number of time steps; UserError where rates are missing, of unequal length or outside 0 to 1."""
     missing = [name for name in rate_names(shape) if name not in rates]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        known = ", ".join(f"{name} ({paper_name(name)})" for name in missing[:3])
-        raise UserError(f"{place}: no rates for {known}{more}; a model of {shape.depths} blocks needs them")
+        known = listed([f"{name} ({paper_name(name)})" for name in missing], limit=3)
+        raise UserError(f"{place}: no rates for {known}; a model of {shape.depths} blocks needs them")
     steps = {len(rates[name]) for name in rate_names(shape)}
     if len(steps) != 1 or 0 in steps:
         raise UserError(f"{place}: the tensors have rates for {sorted(steps)} time steps; give each the same number")

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from utils.settings import Config
 
 
+# Loss scaling answers a gradient that is not finite by leaving the update out and halving its scale. Float16 reaches
+# from 2**-24 to 2**16: after 40 halvings, all that fitted at the last update and was too large since would be too
+# small, so that no scale can help any more.
+MOST_SKIPPED_UPDATES = 40
+
+
 class Precision:
     """How forward and backward passes of a run compute.
 
@@ -22,7 +28,11 @@ class Precision:
     published runs). Neurons keep a float32 state unless `neuron_dtype` says otherwise.
 
     Raises:
-        UserError: float16 on a CPU, where loss scaling and fast kernels are missing.
+        UserError: float16 on a CPU, where fast kernels are missing.
+
+    Attributes:
+        skipped_updates: how many updates loss scaling left out in a row, up to the last one; a number on the device,
+            since reading it makes the host wait. It stays at 0 without loss scaling.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
@@ -37,6 +47,13 @@ class Precision:
         self.clip_mode = cfg.clip_mode
         scaling = self.enabled and self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaling)
+        self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """The type of what convolutions and linear layers hand on."""
+        return self.dtype if self.enabled else torch.float32
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
@@ -49,9 +66,16 @@ class Precision:
         if self.clip_grad is not None:
             self.scaler.unscale_(optimizer)
             self._clip(list(model.parameters()), self.clip_grad)
+        scale = self._scale()
         self.scaler.step(optimizer)
         self.scaler.update()
+        self.skipped_updates = (self.skipped_updates + 1) * (self._scale() < scale)
         optimizer.zero_grad(set_to_none=True)
+
+    def _scale(self) -> Tensor:
+        scaled = self.scaler.scale(self._one)  # get_scale() would wait for the device
+        assert isinstance(scaled, Tensor)
+        return scaled
 
     def _clip(self, parameters: list[nn.Parameter], threshold: float) -> None:
         if self.clip_mode == "norm":

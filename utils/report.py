@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import firing, tables
 from utils.ann_twin import ann_twin, compare_attention
-from utils.energy import DISCLAIMER, EnergyReport, EnergyRow
+from utils.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport, EnergyRow
 
 if TYPE_CHECKING:
     from utils.measurement import Measured
@@ -46,7 +46,7 @@ class Report:
         m = self.measured
         found = [
             ("Accuracy", self.accuracy_line()),
-            ("Firing rates", firing.format_table(m.firing)),
+            ("Firing rates", tables.terminal(*firing.rate_cells(m.firing))),
             (f"Operations and energy per sample ({m.energy.accounting})", energy_table(m.energy)),
             ("Totals per sample", totals_text(m)),
         ]
@@ -132,11 +132,11 @@ def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
     }
 
 
-def energy_table(report: EnergyReport) -> str:
-    """One line per layer in order of computation, then notes and extras."""
+def layer_cells(report: EnergyReport) -> tables.Cells:
+    """Header and rows of the layers, in order of computation."""
     header = ["layer", "paper", "kind", "MACs/step", "steps", "rate", "formula", "exact", "charged", "energy", "share"]
     total = report.total_pJ or 1.0
-    body = [
+    rows = [
         [
             row.name,
             row.paper_name,
@@ -152,32 +152,40 @@ def energy_table(report: EnergyReport) -> str:
         ]
         for row in report.rows
     ]
+    return header, rows
+
+
+def energy_table(report: EnergyReport) -> str:
+    """The layers, then notes and extras."""
     notes = [f"note: {note}" for note in report.notes]
     notes += [
         f"extra, not in the total: {row.name} {tables.energy(row.energy_pJ)} for {tables.count(row.operations)} x "
         f"{row.kind} ({row.charged})"
         for row in report.extras
     ]
-    return "\n".join([tables.terminal(header, body, left=3), *notes])
+    return "\n".join([tables.terminal(*layer_cells(report), left=3), *notes])
 
 
-def totals_text(m: Measured) -> str:
-    """The totals in every accounting mode, the twin, and self-attention alone."""
-    header = ["mode", "first conv", "MAC", "AC", "energy", "ANN twin / this", "its attention / this"]
-    body = []
+def total_cells(m: Measured) -> tables.Cells:
+    """Header and rows of the totals in every accounting mode."""
+    header = ["mode", "first conv", "MAC", "AC", "energy", "ANN twin / this", "its self-attention / this"]
+    rows = []
     for report in (m.energy, *m.others):
         total = total_dict(m, report)
         cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
         cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
-        body.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
-    lines = [tables.terminal(header, body)]
+        rows.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
+    return header, rows
+
+
+def totals_text(m: Measured) -> str:
+    """The totals in every accounting mode, the twin, and self-attention alone."""
+    lines = [tables.terminal(*total_cells(m))]
     if m.energy.other_first_conv_mJ is not None:
-        other = "per_step" if m.energy.first_conv == "once" else "once"
-        lines.append(
-            f"with --first-conv {other}: {tables.energy(m.energy.other_first_conv_mJ * 1e9)} (mode {m.energy.mode})"
-        )
+        other = tables.energy(m.energy.other_first_conv_mJ * PJ_PER_MJ)
+        lines.append(f"with --first-conv {m.energy.other_first_conv}: {other} (mode {m.energy.mode})")
     if m.energy.extras:
-        with_extras = m.energy.total_pJ + m.energy.extras_mJ * 1e9
+        with_extras = m.energy.total_pJ + m.energy.extras_mJ * PJ_PER_MJ
         names = ", ".join(row.name for row in m.energy.extras)
         lines.append(f"with the extras ({names}): {tables.energy(with_extras)} (mode {m.energy.mode})")
     lines.append(
@@ -192,7 +200,7 @@ def totals_text(m: Measured) -> str:
     return "\n".join(lines)
 
 
-def sweep_cells(points: list[SweepPoint]) -> tuple[list[str], list[list[str]]]:
+def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
     """Header and rows of the sweep."""
     header = ["T", "top-1 %", "mean firing rate", "energy", "latency per image"]
     rows = [
@@ -200,7 +208,7 @@ def sweep_cells(points: list[SweepPoint]) -> tuple[list[str], list[list[str]]]:
             str(point.time_steps),
             f"{point.top1_percent:.2f}",
             f"{point.mean_firing_rate:.4f}",
-            tables.energy(point.energy_mJ * 1e9),
+            tables.energy(point.energy_mJ * PJ_PER_MJ),
             f"{point.latency_ms:.2f} ms",
         ]
         for point in points

@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from utils import tables
-from utils.energy import EnergyReport
-from utils.firing import FiringRow
-from utils.report import Report, sweep_cells, total_dict
+from utils.energy import PJ_PER_MJ, EnergyReport
+from utils.firing import FiringRow, rate_cells
+from utils.report import Report, layer_cells, sweep_cells, total_cells
 
 _E = html.escape
 
@@ -36,8 +36,8 @@ def write_html(path: Path, report: Report) -> None:
         + "".join(f'<div class="tile"><b>{_E(value)}</b><span>{_E(text)}</span></div>' for value, text in tiles)
         + "</div>",
         _section("What it costs", _totals(report)),
-        _section("Energy by layer", _energy_chart(m.energy) + _details("All numbers", _layer_table(m.energy))),
-        _section("What fires", _rate_chart(m.firing) + _details("All numbers", _rate_table(m.firing))),
+        _section("Energy by layer", _energy_chart(m.energy) + _details("All numbers", _table(*layer_cells(m.energy)))),
+        _section("What fires", _rate_chart(m.firing) + _details("All numbers", _table(*rate_cells(m.firing)))),
     ]
     if report.attention_maps:
         parts.append(_section("Where attention looks", _maps(report, path.parent)))
@@ -87,13 +87,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _totals(report: Report) -> str:
     m = report.measured
-    header = ["accounting", "first conv", "MAC", "AC", "energy", "ANN twin / this", "its self-attention / this"]
-    rows = []
-    for energy in (m.energy, *m.others):
-        total = total_dict(m, energy)
-        cells = [energy.mode, energy.first_conv, tables.count(energy.operations("MAC"))]
-        cells += [tables.count(energy.operations("AC")), tables.energy(energy.total_pJ)]
-        rows.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
     notes = [
         f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.",
         "exact: operations really needed. formula: MACs x rate of what enters. paper: the conventions of the paper's "
@@ -102,10 +95,10 @@ def _totals(report: Report) -> str:
         *m.energy.notes,
     ]
     if m.energy.other_first_conv_mJ is not None:
-        other = "per_step" if m.energy.first_conv == "once" else "once"
-        notes.insert(1, f"With first conv {other}: {tables.energy(m.energy.other_first_conv_mJ * 1e9)}.")
+        other = tables.energy(m.energy.other_first_conv_mJ * PJ_PER_MJ)
+        notes.insert(1, f"With first conv {m.energy.other_first_conv}: {other}.")
     notes += [f"Not in the total: {r.name} {tables.energy(r.energy_pJ)} ({r.charged})." for r in m.energy.extras]
-    return _table(header, rows) + "".join(f'<p class="note">{_E(note)}</p>' for note in notes)
+    return _table(*total_cells(m)) + "".join(f'<p class="note">{_E(note)}</p>' for note in notes)
 
 
 def _energy_chart(report: EnergyReport) -> str:
@@ -152,33 +145,6 @@ def _step_colour(t: int, steps: int) -> str:
 
 def _label(name: str, paper: str) -> str:
     return f"{_E(paper)} <small>{_E(name)}</small>" if paper else _E(name)
-
-
-def _layer_table(report: EnergyReport) -> str:
-    header = ["layer", "paper", "kind", "MACs per step", "rate", "formula", "exact", "charged", "energy"]
-    rows = [
-        [
-            row.name,
-            row.paper_name,
-            row.kind,
-            f"{row.macs_per_step:,}",
-            f"{row.mean_rate:.4f}",
-            tables.count(row.formula_operations),
-            tables.count(row.exact_operations),
-            tables.count(row.operations),
-            tables.energy(row.energy_pJ),
-        ]
-        for row in report.rows
-    ]
-    return _table(header, rows)
-
-
-def _rate_table(rows: Sequence[FiringRow]) -> str:
-    header = ["tensor (code)", "paper", *(f"t = {t + 1}" for t in range(len(rows[0].rate))), "mean"]
-    return _table(
-        header,
-        [[row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate])] for row in rows],
-    )
 
 
 def _maps(report: Report, folder: Path) -> str:

@@ -14,12 +14,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.checkpoint import key_difference, read_checkpoint, weights_in
+from utils.checkpoint import load_fitting, read_checkpoint, weights_in
 from utils.errors import NonFiniteError, UserError
 from utils.optim import set_learning_rate
 from utils.precision import Precision
 from utils.reproduce import git_commit, versions
 from utils.runlog import logger
+from utils.settings import SETTINGS, TRAIN
 
 if TYPE_CHECKING:
     from utils.settings import Config
@@ -27,16 +28,9 @@ if TYPE_CHECKING:
 # May differ between a run and its continuation without a word.
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
-    *(
-        "workers",
-        "pin_mem",
-        "log_interval",
-        "local_rank",
-        "checkpoint_hist",
-        "recovery_interval",
-        "log_wandb",
-        "event_wire",
-    ),
+    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
+    *("log_wandb", "event_wire"),
+    *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
 }
 
 
@@ -85,21 +79,12 @@ class RunState:
             UserError: the file cannot be read or does not fit the model; nothing was loaded then.
         """
         content = read_checkpoint(path)
-        self._load(self.model, weights_in(content, path), path)
+        load_fitting(self.model, weights_in(content, path), content, path)
         if self.ema is not None:
             # A run that had no average starts one from the weights.
             average = weights_in(content, path, use_ema="state_dict_ema" in content)
-            self._load(self.ema.module, average, path)
+            load_fitting(self.ema.module, average, content, path)
         return content
-
-    @staticmethod
-    def _load(model: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-        if difference := key_difference(model.state_dict(), weights):
-            raise UserError(
-                f"checkpoint {path} does not fit the model:\n{difference}\n"
-                "Nothing was loaded. Give the configuration the checkpoint was trained with."
-            )
-        model.load_state_dict(weights, strict=True)
 
     def restore(self, path: Path, cfg: Config) -> dict[str, Any]:
         """Load everything from `path`, and say in which settings the run now differs; the whole checkpoint.

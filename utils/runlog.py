@@ -82,16 +82,34 @@ def resumes_in_place(cfg: Config, folder: Path) -> bool:
 def claimed(folder: Path, keep: bool) -> Iterator[None]:
     """Hold `folder` for this run. Unless it is to `keep` what lies there, an earlier run of that name is renamed.
 
+    A start that fails before it has written a file leaves the folder as it found it.
+
     Raises:
         UserError: another live run writes to it, or it cannot be written.
     """
-    if not keep and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    aside = None
+    if not keep and _holds_files(folder):
         with _locked(folder):
             aside = _free_name(folder)
             folder.rename(aside)
         logger.info(f"{folder} holds an earlier run: it is now {aside}")
+    is_new = not folder.exists()
     with _locked(folder):
-        yield
+        try:
+            yield
+        finally:
+            if is_new and not _holds_files(folder):
+                with contextlib.suppress(OSError):  # a second error would hide the first
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
+                    if aside is not None:
+                        aside.rename(folder)
+                        logger.info(f"nothing was written: {aside} is {folder} again")
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether anything but a lock lies in `folder`."""
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
 
 
 def _free_name(folder: Path) -> Path:
@@ -135,6 +153,7 @@ class RunLog:
 
     def __init__(self, folder: Path, cfg: Config, start_epoch: int) -> None:
         self.folder = folder
+        self._wandb = _start_wandb(cfg, folder) if cfg.log_wandb else None  # first: the package may be missing
         self._handler = logging.FileHandler(folder / LOG)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
@@ -144,7 +163,6 @@ class RunLog:
         _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])
         self.tensorboard = SummaryWriter(str(folder), purge_step=start_epoch)
         self.tensorboard.add_text("config", f"```yaml\n{config_text}\n```", start_epoch)
-        self._wandb = _start_wandb(cfg, folder) if cfg.log_wandb else None
 
     def epoch(self, row: dict[str, Any], extras: dict[str, float]) -> None:
         """Append one epoch to the summaries and the TensorBoard files; `row` starts with the epoch.

@@ -107,13 +107,6 @@ class SdtShape:
             found["head"] = D * self.num_classes
         return found
 
-    def neurons_per_step(self) -> int:
-        """Neurons that are updated in each time step, those without effect left out."""
-        D, N = self.embed_dims, self.tokens
-        patch = sum(self._grid(i) * D // 8 * 2**i for i in range(3)) + N * D
-        block = 5 * N * D + D + N * self.hidden  # shortcut, q, k, v, fc1; channel mask; fc2
-        return patch + self.depths * block + D
-
     def residual_additions_per_step(self) -> int:
         """Additions of membrane shortcuts: one in the patch splitting, two per block (three if the MLP is as wide)."""
         per_block = 3 if self.hidden == self.embed_dims else 2

@@ -34,6 +34,7 @@ class Rules:
     aliases: tuple[str, ...] = ()  # short options
     no_effect: str = ""  # reason; a value that differs from the default warns
     unavailable: str = ""  # reason; a value that differs from the default is an error
+    only: str = ""  # the one program that uses it; empty for all
 
 
 def setting(default: Any, help: str, *, group: str, compare: bool = True, **rules: Any) -> Any:
@@ -63,6 +64,10 @@ class Setting:
             return (flag,)
         undo = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else "--no-" + flag.removeprefix("--")
         return (flag, undo)
+
+    def serves(self, program: str) -> bool:
+        """Whether `program` uses this setting."""
+        return self.rules.only in ("", program)
 
     @property
     def valid(self) -> str:

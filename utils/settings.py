@@ -1,6 +1,7 @@
 """Every setting of train.py and firing_num.py: one field each, with its type, valid values and explanation.
 
-Values from a YAML or a command line go through `utils.config`, which also checks combinations.
+Values from a YAML or a command line go through `utils.config`, which also checks combinations. `only` names the
+program that a setting is for, where the other one has no use for it.
 """
 
 # ruff: noqa: RUF009 -- setting() returns a dataclass field, with a factory where the default is a list
@@ -16,24 +17,26 @@ from utils.setting import setting, settings_of
 EVENT_DATASETS = ("digits-dvs", "cifar10-dvs", "cifar10-dvs-tet", "gesture")
 EVENT_MODE_DATASETS = ("cifar10-dvs", "cifar10-dvs-tet")  # not gesture: its published model is without
 
+TRAIN, MEASURE = "train.py", "firing_num.py"
+
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 _run = partial(setting, group="Run and output")
 _model = partial(setting, group="Model")
 _neuron = partial(setting, group="Neuron")
 _data = partial(setting, group="Data")
-_augment = partial(setting, group="Image augmentation")
-_mixup = partial(setting, group="Mixup and label smoothing")
-_event = partial(setting, group="Event augmentation")
-_loss = partial(setting, group="Loss")
-_optim = partial(setting, group="Optimizer")
-_sched = partial(setting, group="Learning rate schedule")
+_augment = partial(setting, group="Image augmentation", only=TRAIN)
+_mixup = partial(setting, group="Mixup and label smoothing", only=TRAIN)
+_event = partial(setting, group="Event augmentation", only=TRAIN)
+_loss = partial(setting, group="Loss", only=TRAIN)
+_optim = partial(setting, group="Optimizer", only=TRAIN)
+_sched = partial(setting, group="Learning rate schedule", only=TRAIN)
 _norm = partial(setting, group="Batch norm")
-_ema = partial(setting, group="EMA")
+_ema = partial(setting, group="EMA", only=TRAIN)
 _device = partial(setting, group="Precision and device")
 _distributed = partial(setting, group="Distributed")
 _checkpoint = partial(setting, group="Checkpoints")
-_measure = partial(setting, group="Measurement (firing_num.py)")
+_measure = partial(setting, group="Measurement (firing_num.py)", only=MEASURE)
 _kept = partial(setting, group="Kept for compatibility")
 
 
@@ -47,15 +50,17 @@ class Config:
     # fmt: off
     config: str = _run("", "YAML file with settings; the command line overrides it", aliases=("-c",),
                        compare=False)
-    output: str = _run("", "folder for runs (empty: output/train)")
-    experiment: str = _run("", "name of this run's folder (empty: date, model and sizes)")
-    epochs: int = _run(200, "epochs of the schedule, warm-up included, cool-down not", low=1)
-    seed: int = _run(42, "seed of Python, NumPy and PyTorch", low=0, high=2**63 - 1)
-    deterministic: bool = _run(False, "repeat a run bit for bit, at a cost in speed")
-    dry_run: bool = _run(False, "train.py: build everything, time a few steps, say what a run would cost, and stop")
+    output: str = _run("", "folder for runs (empty: output/train, or output/firing for firing_num.py)")
+    experiment: str = _run("", "name of this run's folder (empty: date, model and sizes; for firing_num.py the name of "
+                           "the folder that holds the checkpoint)")
+    epochs: int = _run(200, "epochs of the schedule, warm-up included, cool-down not", low=1, only=TRAIN)
+    seed: int = _run(42, "seed of Python, NumPy and PyTorch", low=0, high=2**63 - 1, only=TRAIN)
+    deterministic: bool = _run(False, "repeat a run bit for bit, at a cost in speed", only=TRAIN)
+    dry_run: bool = _run(False, "build everything, time a few steps, say what a run would cost, and stop", only=TRAIN)
     log_interval: int = _run(100, "steps between two log lines", low=1)
-    eval_metric: str = _run("top1", "metric that picks the best checkpoint", choices=("loss", "top1", "top5"))
-    log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)")
+    eval_metric: str = _run("top1", "metric that picks the best checkpoint", choices=("loss", "top1", "top5"),
+                            only=TRAIN)
+    log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)", only=TRAIN)
 
     model: str = _model("sdt", "registered model name")
     layer: int = _model(4, "number of blocks", low=1)
@@ -69,7 +74,7 @@ class Config:
                                pattern=("[01]{4}", "four characters, each 0 or 1, in quotes"))
     dvs_mode: bool | None = _model(None, "pooling inside attention (null: on for the cifar10-dvs data sets)")
     pretrained: bool = _model(False, "refused: no weights are shipped (load a checkpoint with initial_checkpoint)")
-    linear_prob: bool = _model(False, "train the head only")
+    linear_prob: bool = _model(False, "train the head only", only=TRAIN)
     torchscript: bool = _model(False, "compile with TorchScript", unavailable="neurons keep a state that cannot be "
                                "scripted, and torch is giving TorchScript up; use --compile")
 
@@ -83,10 +88,10 @@ class Config:
     data_dir: str = _data("", "root folder of the data set")
     dataset: str = _data("torch/cifar10", "data set name, or 'imagenet' for a folder per class")
     dataset_download: bool = _data(False, "download the data set if it is missing and can be downloaded")
-    train_split: str = _data("train", "name of the training split")
+    train_split: str = _data("train", "name of the training split", only=TRAIN)
     val_split: str = _data("validation", "name of the evaluation split")
     train_split_path: str | None = _data(None, "text file that lists the training samples to use: one name or "
-                                         "number per line")
+                                         "number per line", only=TRAIN)
     event_split: str = _data("", "split of cifar10-dvs (empty: first90, as published; random:SEED)",
                              pattern=(r"|first90|tet|random:\d{1,9}", "first90, tet or random:SEED, as random:0"))
     split_hash: str | None = _data(None, "event data: the split's hash (null: compute it; else it must agree)")
@@ -94,7 +99,7 @@ class Config:
                             "of the bytes, for whole counts up to 255)", choices=("float32", "uint8"))
     tet_counts: str = _data("exact", "cifar10-dvs-tet: counts as they are, or as the published loader made them "
                             "(8 bits, in 0..1)", choices=("exact", "published"))
-    batch_size: int = _data(32, "training samples per process and step", low=1, aliases=("-b",))
+    batch_size: int = _data(32, "training samples per process and step", low=1, aliases=("-b",), only=TRAIN)
     val_batch_size: int = _data(16, "evaluation samples per process and step", low=1, aliases=("-vb",))
     img_size: int | None = _data(None, "image side in pixels (null: by data set)", low=1)
     input_size: list[int] | None = _data(None, "channels, height and width; instead of img_size", low=1,
@@ -110,8 +115,8 @@ class Config:
     pin_mem: bool = _data(False, "page-locked host memory for faster copies to the GPU")
     no_prefetcher: bool = _data(False, "normalise in the loader processes instead of on the device")
     use_multi_epochs_loader: bool = _data(False, "kept between epochs in any case; the option is accepted")
-    epoch_repeats: float = _data(0.0, "passes over the data that count as one epoch (0: one)", low=0)
-    save_images: bool = _data(False, "write the first training batch into the run's folder as a picture")
+    epoch_repeats: float = _data(0.0, "passes over the data that count as one epoch (0: one)", low=0, only=TRAIN)
+    save_images: bool = _data(False, "write the first training batch into the run's folder as a picture", only=TRAIN)
 
     no_aug: bool = _augment(False, "no training augmentation at all: resize and centre crop")
     scale: list[float] = _augment([0.08, 1.0], "random crop: range of its area, as a share", above=0,
@@ -155,7 +160,7 @@ class Config:
     jsd: bool = _loss(False, "Jensen-Shannon divergence between the copies of aug_splits")
     bce_loss: bool = _loss(False, "binary instead of soft-target cross entropy with mixup or smoothing")
     bce_target_thresh: float | None = _loss(None, "bce_loss: targets above it count as 1", low=0, high=1)
-    TET: bool = _loss(False, "temporal efficient training: the loss at each time step")
+    TET: bool = _loss(False, "temporal efficient training: the loss at each time step", only="")
     TET_means: float = _loss(1.0, "TET: value the logits are drawn to")
     TET_lamb: float = _loss(0.0, "TET: weight of that pull", low=0, high=1)
 
@@ -191,16 +196,16 @@ class Config:
     lr_noise_pct: float = _sched(0.67, "learning rate noise: limit, as a share of the rate", low=0)
     lr_noise_std: float = _sched(1.0, "learning rate noise: standard deviation", low=0)
 
-    bn_momentum: float | None = _norm(None, "momentum of the running statistics (null: 0.1)", low=0, high=1)
+    bn_momentum: float | None = _norm(None, "momentum of the running statistics (null: 0.1)", low=0, high=1, only=TRAIN)
     bn_eps: float | None = _norm(None, "epsilon (null: 1e-5)", above=0)
-    sync_bn: bool = _norm(False, "statistics over all processes in each step")
+    sync_bn: bool = _norm(False, "statistics over all processes in each step", only=TRAIN)
     dist_bn: str = _norm("", "running statistics evaluated and saved: rank 0's, or the mean (empty: rank 0's)",
-                         choices=("", "broadcast", "reduce"))
-    split_bn: bool = _norm(False, "statistics of their own for each copy of aug_splits")
+                         choices=("", "broadcast", "reduce"), only=TRAIN)
+    split_bn: bool = _norm(False, "statistics of their own for each copy of aug_splits", only=TRAIN)
 
     model_ema: bool = _ema(False, "also keep, evaluate and save a moving average of the weights")
     model_ema_decay: float = _ema(0.9998, "weight of the past per step", low=0, below=1)
-    use_ema: bool = _ema(False, "firing_num.py: measure the moving average in the checkpoint")
+    use_ema: bool = _ema(False, "measure the moving average in the checkpoint", only=MEASURE)
     model_ema_force_cpu: bool = _ema(False, "keep the average in host memory")
 
     device: str = _device("auto", "where to run (auto: CUDA if there is one)",
@@ -208,12 +213,12 @@ class Config:
     amp: bool = _device(False, "mixed precision")
     amp_dtype: str = _device("auto", "lower precision of amp (auto: float16 on CUDA, as published; bfloat16)",
                              choices=("auto", "float16", "bfloat16"))
-    compile: bool = _device(False, "compile the model with torch.compile")
+    compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
-                                       "block again: less memory, slower, the same numbers")
+                                       "block again: less memory, slower, the same numbers", only=TRAIN)
     engine: str = _device("dense", "convolutions on a CPU (event: additions of the weights of active inputs; "
                           "auto: event or dense per layer, whichever is faster)", choices=("auto", "dense", "event"))
-    bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32")
+    bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32", only=TRAIN)
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
     local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",
@@ -222,9 +227,10 @@ class Config:
     resume: str = _checkpoint("", "checkpoint to continue or to measure (train.py: auto is the newest of "
                               "--experiment, if there is one)")
     no_resume_opt: bool = _checkpoint(False, "resume: weights only, without the optimizer and loop state")
-    initial_checkpoint: str = _checkpoint("", "checkpoint whose weights a new run starts from")
-    checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1)
-    recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0)
+    initial_checkpoint: str = _checkpoint("", "checkpoint whose weights a new run starts from", only=TRAIN)
+    checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1, only=TRAIN)
+    recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0,
+                                         only=TRAIN)
 
     energy_mode: str = _measure("exact", "operations charged: those needed; MACs x entering rate; or by the paper's "
                                 "supplement S1", choices=("exact", "formula", "paper"))

@@ -74,20 +74,19 @@ def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]
 
     The T take turns, so that a machine that slows down for a while slows all of them.
     """
-    precision = Precision(measurement.cfg, measurement.process.device)
     found: dict[int, list[float]] = {T: [] for T in time_steps}
     samples = {}
     for T in time_steps:
         with _time_steps(measurement, T):
             samples[T], _ = measurement.first_batch(1)
-            _run(measurement.model, samples[T], precision)  # the first call pays for caches and kernels
+            _run(measurement.model, samples[T], measurement.precision)  # the first call pays for caches and kernels
     started = time.perf_counter()
     for done in range(_ROUNDS[1]):
         if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:
             break
         for T in time_steps:
             with _time_steps(measurement, T):
-                found[T].append(_run(measurement.model, samples[T], precision))
+                found[T].append(_run(measurement.model, samples[T], measurement.precision))
     return [statistics.median(found[T]) for T in time_steps]
 
 

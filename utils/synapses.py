@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.distributed import Process
+from utils.hooks import ForwardHook, Recorder, hooked
 from utils.synapse_counts import COUNTED, Call, Counts, LayerCount, SumCount, count_layer, count_values, per_step
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,7 +41,7 @@ class _Sizes:
         self.outputs += call.outputs
 
 
-class SynapseRecorder:
+class SynapseRecorder(Recorder):
     """Counts the values that enter the Conv and Linear layers of `model` while it is entered.
 
     A batch is one call of `model`. Where a script loops over time itself, it marks the batch:
@@ -69,7 +69,6 @@ class SynapseRecorder:
             for name, m in named
             if not isinstance(m, COUNTED) and any(p.dim() > 1 for p in m.parameters(recurse=False))
         ]
-        self._handles: list[Any] = []
         # Over all batches. Counts are [2, steps]: non-zero inputs, operations.
         self._steps = self._samples = 0
         self._counts: dict[str, Tensor] = {}
@@ -79,26 +78,20 @@ class SynapseRecorder:
         self._marked = False
         self._start()
 
-    def __enter__(self) -> SynapseRecorder:
-        attach: list[tuple[Mapping[str, nn.Module], Callable[[str], Any]]] = [
-            (self._layers, self._layer_hook),
-            (self._sums, self._sum_hook),
-            (self._neurons, self._neuron_hook),
-            (self._norms, self._size_hook),
-        ]
-        for modules, make in attach:
-            self._handles += [module.register_forward_hook(make(name)) for name, module in modules.items()]
-        self._handles.append(self._model.register_forward_pre_hook(self._before))
-        self._handles.append(self._model.register_forward_hook(self._after))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._start()
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        with (
+            hooked(self._layers, self._layer_hook),
+            hooked(self._sums, self._sum_hook),
+            hooked(self._neurons, self._neuron_hook),
+            hooked(self._norms, self._size_hook),
+            contextlib.ExitStack() as around,
+        ):
+            around.callback(self._start)
+            around.callback(self._model.register_forward_pre_hook(self._before).remove)
+            # Last: where the model itself is counted, its own hook comes before the end of the batch.
+            around.callback(self._model.register_forward_hook(self._after).remove)
+            yield
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
@@ -139,7 +132,7 @@ class SynapseRecorder:
             self._finish()
             self._start()
 
-    def _layer_hook(self, name: str) -> Any:
+    def _layer_hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
             call, ones = count_layer(module, args[0].detach(), output, self._exact)
             self._calls.setdefault(name, []).append(call)
@@ -147,7 +140,7 @@ class SynapseRecorder:
 
         return count
 
-    def _sum_hook(self, name: str) -> Any:
+    def _sum_hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
             nonzero, _, _ = count_values(output.detach().flatten(0, 1))
             counts = torch.stack([nonzero, nonzero]).view(2, *output.shape[:2])  # [2, T, B]
@@ -155,7 +148,7 @@ class SynapseRecorder:
 
         return count
 
-    def _neuron_hook(self, name: str) -> Any:
+    def _neuron_hook(self, name: str) -> ForwardHook:
         size = self._size_hook(name)
 
         def note(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -168,7 +161,7 @@ class SynapseRecorder:
 
         return note
 
-    def _size_hook(self, name: str) -> Any:
+    def _size_hook(self, name: str) -> ForwardHook:
         def note(module: nn.Module, args: Any, output: Tensor) -> None:
             self._calls.setdefault(name, []).append(Call(output.new_empty(0), 0, 0, output.numel()))
 

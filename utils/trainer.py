@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.batch_picture import save_batch
-from utils.build import build_model, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
+from utils.build import build_model, check_neurons, for_evaluation, parameter_count, prepare_for_training, with_sizes_of
 from utils.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.device_loader import Batch
 from utils.distributed import Process
 from utils.engine import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
 from utils.errors import NonFiniteError, UserError
 from utils.figures import draw_curves
 from utils.firing import FiringRecorder
-from utils.loaders import Batch, build_loaders
+from utils.loaders import build_loaders
 from utils.losses import make_train_loss
 from utils.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.precision import Precision
@@ -71,6 +72,8 @@ class Trainer:
         seed_step(cfg.seed)  # the same first weights in every process
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
+        precision = Precision(cfg, process.device)
+        check_neurons(model, process.device, precision.activation_dtype)
         model, self.frozen = prepare_for_training(cfg, model, process)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         # So that the run's files tell which samples it was trained on.
@@ -83,11 +86,16 @@ class Trainer:
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
             ema = ModelEmaV3(model, decay=cfg.model_ema_decay, device=device)
-        self.state = RunState(model, optimizer, schedule, Precision(cfg, process.device), ema)
+        self.state = RunState(model, optimizer, schedule, precision, ema)
         self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
         self.recovery = Recovery(cfg, process, self.state, self.store)
         self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
         if cfg.start_epoch is not None:
+            if cfg.start_epoch >= self.num_epochs:
+                raise UserError(
+                    f"start_epoch: {cfg.start_epoch} leaves nothing of the {self.num_epochs} epochs, which count from "
+                    f"0; use {self.num_epochs - 1} or less, or more epochs"
+                )
             self.start_epoch, self.tally = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
@@ -124,7 +132,9 @@ class Trainer:
         """Keep the run's files open, and watch for signals."""
         if self.process.is_main:
             self.log = RunLog(self.folder, self.cfg, self.start_epoch)
-            logger.info(f"epochs {self.start_epoch + 1} to {self.num_epochs}; files in {self.folder}")
+            done = f"nothing left to do: {self.num_epochs} epochs are done"
+            left = f"epochs {self.start_epoch + 1} to {self.num_epochs}" if self.epochs_left() else done
+            logger.info(f"{left}; files in {self.folder}")
         if self.start_epoch == 0 and self.tally is None:
             # So that there is a good state on disk from the first step on.
             self.recovery.save(0, Tally(self.process.device))
@@ -140,8 +150,6 @@ class Trainer:
                 self.log.close()
 
     def epochs_left(self) -> range:
-        if self.start_epoch >= self.num_epochs:
-            logger.info(f"nothing left to do: {self.num_epochs} epochs are done")
         return range(self.start_epoch, self.num_epochs)
 
     def train(self, epoch: int) -> TrainResult:

@@ -39,7 +39,7 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
     if cfg.aug_splits and cfg.no_aug:
         raise UserError("aug_splits: needs augmentation, but no_aug is on; leave one of them out")
     interpolation = cfg.train_interpolation
-    if cfg.no_aug or not interpolation:
+    if cfg.no_aug:
         interpolation = cfg.interpolation or "bicubic"
     try:
         built = create_transform(

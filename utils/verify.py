@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from utils.errors import listed
 from utils.synapse_counts import COUNTED
 from utils.synapses import SynapseRecorder
 
@@ -60,18 +61,18 @@ class Verification:
             _verdict(
                 not self.not_binary,
                 "only 0 and 1 enter every layer after the first",
-                f"other values than 0 and 1 enter {_names(self.not_binary)}",
+                f"other values than 0 and 1 enter {listed(self.not_binary)}",
             )
         ]
         if self.unsupported:
-            found.append(_verdict(False, "", f"cannot be run by additions alone: {_names(self.unsupported)}"))
+            found.append(_verdict(False, "", f"cannot be run by additions alone: {listed(self.unsupported)}"))
         if self.logits_difference is not None:
             text = f"run with additions alone: logits differ by {self.logits_difference:.1e} (relative, float64)"
             found.append(_verdict(self.logits_difference <= TOLERANCE, text, text))
             total = sum(self.additions.values())
             counted = sum(self.expected.values())
             text = f"{total:,} additions done, {counted:,} counted"
-            found.append(_verdict(not self.miscounted, text, f"{text}; wrong in {_names(self.miscounted)}"))
+            found.append(_verdict(not self.miscounted, text, f"{text}; wrong in {listed(self.miscounted)}"))
             text = f"{self.dense_products} dense product in that run: the first layer's"
             wrong = f"{self.dense_products} dense products in that run, where only the first layer may have one"
             found.append(_verdict(self.dense_products <= 1, text, wrong))
@@ -210,8 +211,3 @@ def _gather_and_add(y: Tensor, targets: Tensor, weights: Tensor, chosen: Tensor)
 
 def _verdict(good: bool, text: str, failure: str) -> str:
     return f"ok      {text}" if good else f"FAILED  {failure or text}"
-
-
-def _names(names: list[str], limit: int = 6) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

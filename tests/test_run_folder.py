@@ -1,0 +1,67 @@
+"""A run's folder: claimed for one run, and left as it was by a start that comes to nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.errors import UserError
+from utils.runlog import LOCK, claimed
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def earlier_run(folder):
+    with claimed(folder / "run", keep=False):
+        (folder / "run" / "log.txt").write_text("first")
+
+
+def start(folder, after_writing, keep):
+    with claimed(folder / "run", keep=keep):
+        if after_writing:
+            (folder / "run" / "log.txt").write_text("second")
+        raise UserError("no such data")
+
+
+def fail_to_start(folder, *, after_writing=False, keep=False):
+    with pytest.raises(UserError, match="no such data"):
+        start(folder, after_writing, keep)
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    fail_to_start(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_start_that_fails_puts_the_earlier_run_back(tmp_path):
+    earlier_run(tmp_path)
+    fail_to_start(tmp_path)
+    assert names(tmp_path) == ["run", f"run/{LOCK}", "run/log.txt"]
+    assert (tmp_path / "run" / "log.txt").read_text() == "first"
+
+
+def test_what_a_run_wrote_before_it_failed_is_kept(tmp_path):
+    earlier_run(tmp_path)
+    fail_to_start(tmp_path, after_writing=True)
+    assert (tmp_path / "run.1" / "log.txt").read_text() == "first"
+    assert (tmp_path / "run" / "log.txt").read_text() == "second"
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    (tmp_path / "run").mkdir()
+    fail_to_start(tmp_path)
+    earlier_run(tmp_path)
+    fail_to_start(tmp_path, keep=True)
+    assert (tmp_path / "run" / "log.txt").read_text() == "first"
+
+
+def test_a_second_start_beside_a_live_run_is_refused_and_changes_nothing(tmp_path):
+    with claimed(tmp_path / "run", keep=False):
+        for written in (False, True):
+            if written:
+                (tmp_path / "run" / "log.txt").write_text("first")
+            for keep in (False, True):
+                with pytest.raises(UserError, match="in use by another run"), claimed(tmp_path / "run", keep=keep):
+                    pytest.fail("it began")
+            assert names(tmp_path) == ["run", f"run/{LOCK}", *(["run/log.txt"] if written else [])]

@@ -1,0 +1,97 @@
+"""Which settings each program reads while it works: none that are said to be for the other one alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import processes
+import pytest
+
+from utils.config import config_from
+from utils.run_state import _differences
+from utils.settings import MEASURE, SETTINGS, TRAIN
+
+TINY = """
+dataset: digits
+num_classes: 10
+in_channels: 1
+img_size: 8
+layer: 1
+dim: 16
+num_heads: 2
+time_steps: 2
+pooling_stat: "0011"
+batch_size: 240
+val_batch_size: 180
+workers: 0
+device: cpu
+epochs: 1
+warmup_epochs: 0
+cooldown_epochs: 0
+"""
+# They copy, compare and check settings without acting on them.
+HANDLING = ("config.py", "config_rules.py", "settings.py", "dataclasses.py", "<string>")
+# Read on the way to an evaluation, without an effect on it.
+READ_IN_PASSING = {
+    "seed": "the data loader's generator; evaluation draws nothing",
+    "reprob": "chooses where images are normalised, host or device",
+    "bn_momentum": "set on the layers; running statistics stay as they are",
+    "bf16_input_grad": "handed to the model; there are no gradients",
+    "clip_grad": "kept with the precision; there are no gradients",
+    "clip_mode": "kept with the precision; there are no gradients",
+}
+
+
+def record_reads(script: str, argv: list[str]) -> None:
+    """Run a script, and write down the settings that were read."""
+    import importlib
+
+    from utils.settings import Config
+
+    read = set()
+
+    def watched(cfg, name):
+        if name in SETTINGS and Path(sys._getframe(1).f_code.co_filename).name not in HANDLING:
+            read.add(name)
+        return object.__getattribute__(cfg, name)
+
+    main = importlib.import_module(script).main
+    Config.__getattribute__ = watched
+    assert main(argv) == 0
+    Path(f"{script}.json").write_text(json.dumps(sorted(read)))
+
+
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory):
+    """Program -> the names of the settings it read in a run with most of its parts in it."""
+    folder = tmp_path_factory.mktemp("reads")
+    (folder / "tiny.yml").write_text(TINY)
+    train = ["-c", "tiny.yml", "--experiment", "run", "--mixup", "0.5", "--model-ema", "--recovery-interval", "2"]
+    measure = ["-c", "tiny.yml", "--resume", "output/train/run/last.pth.tar", "--verify", "--sweep-T", "1",
+               "--attention-map", "1", "--energy-extras", "memory"]  # fmt: skip
+    for script, argv in (("train", train), ("firing_num", measure)):
+        child = processes.start(record_reads, script, argv, cwd=folder)
+        assert processes.finish(child) == [0], (folder / "output.txt").read_text()
+    return {f"{script}.py": set(json.loads((folder / f"{script}.json").read_text())) for script in
+            ("train", "firing_num")}  # fmt: skip
+
+
+def test_settings_of_the_measurement_may_change_before_a_run_goes_on():
+    then = config_from({}).as_dict() | {"sweep_T": [1], "use_ema": True, "lr": 0.5}
+    assert _differences(then, config_from({})) == ["lr was 0.5 and is 0.01"]
+
+
+def of(program):
+    return {name for name, setting in SETTINGS.items() if setting.rules.only == program}
+
+
+def test_training_reads_no_setting_of_the_measurement(reads):
+    assert {"lr", "mixup", "model_ema_decay", "grad_accum_steps"} <= reads[TRAIN]
+    assert not reads[TRAIN] & of(MEASURE)
+
+
+def test_measuring_reads_no_setting_of_the_training(reads):
+    assert {"energy_mode", "sweep_T", "verify_samples", "memory_pj", "use_ema"} <= reads[MEASURE]
+    assert reads[MEASURE] & of(TRAIN) == set(READ_IN_PASSING)
