@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
 
 from model import SpikeDrivenTransformer
-from module import event_build, event_inference
+from module import event_inference
 from module.event_inference import EventInference, why_not
 from module.event_layers import EventConv2d, use_engine
 from utils.synapses import SynapseRecorder
@@ -217,54 +216,6 @@ def test_only_convolutions_the_kernels_know_are_replaced():
 def test_an_unknown_engine_is_an_error(engine):
     with pytest.raises(ValueError, match="auto, dense, event"):
         use_engine(torch.nn.Conv2d(1, 1, 1), engine)
-
-
-class TestBuild:
-    @pytest.fixture(autouse=True)
-    def fresh(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("SDT_CACHE_DIR", str(tmp_path))
-        event_build._load_or_reason.cache_clear()
-        yield
-        event_build._load_or_reason.cache_clear()
-
-    def test_a_broken_compiler_leaves_the_model_dense_and_says_why(self, tmp_path, monkeypatch, caplog):
-        broken = tmp_path / "cc"
-        broken.write_text("#!/bin/sh\necho 'cc: error: out of order' >&2\nexit 1\n")
-        broken.chmod(0o755)
-        monkeypatch.setenv("CC", str(broken))
-        model = SpikeDrivenTransformer(**SMALL, engine="event")
-        assert "stay dense" in caplog.text
-        assert "out of order" in caplog.text
-        assert EventConv2d not in map(type, model.modules())
-        assert model.for_evaluation() is model
-        assert not list(tmp_path.glob("*.so"))
-        assert not list(tmp_path.glob("build-*")), "nothing half made is left"
-
-    def test_no_compiler(self, monkeypatch):
-        monkeypatch.setenv("CC", "no-such-compiler")
-        with pytest.raises(event_build.EngineUnavailableError, match="no C compiler found"):
-            event_build.load()
-
-    def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch):
-        file = tmp_path / "file"
-        file.write_text("")
-        monkeypatch.setenv("SDT_CACHE_DIR", str(file))
-        with pytest.raises(event_build.EngineUnavailableError, match="SDT_CACHE_DIR"):
-            event_build.load()
-
-    def test_two_at_once_build_one_library_which_is_then_reused(self, tmp_path):
-        cc = event_build.compiler()
-        with ThreadPoolExecutor(2) as pool:
-            first, second = pool.map(lambda _: event_build.build(tmp_path, cc), range(2))
-        assert first == second
-        made = first.stat().st_mtime_ns
-        assert event_build.build(tmp_path, cc).stat().st_mtime_ns == made
-        assert [path.name for path in tmp_path.iterdir()] == [first.name]
-
-    def test_other_flags_are_another_library(self, tmp_path):
-        cc, variants = event_build.compiler(), ((),)
-        plain = event_build.build(tmp_path, cc, variants=variants)
-        assert event_build.build(tmp_path, cc, (*event_build.FLAGS, "-DOTHER"), variants) != plain
 
 
 def test_the_energy_report_counts_the_additions_that_the_engine_does():
