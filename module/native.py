@@ -30,7 +30,7 @@ import torch
 SOURCES = Path(__file__).parent / "csrc"
 CACHE_VARIABLE = "SDT_CACHE_DIR"
 # Multiplications and additions stay apart: a fused neuron must round as the plain one does.
-_FLAGS = ("-O3", "-fPIC", "-ffp-contract=off")
+FLAGS = ("-O3", "-fPIC", "-ffp-contract=off")
 _SECONDS = 300  # for one run of a compiler
 
 
@@ -140,7 +140,7 @@ def build(library: Library, folder: Path) -> Path:
     """
     language = library.language
     compiler = _compiler(language)
-    flags = (language.standard, *_FLAGS, *library.flags)
+    flags = (language.standard, *FLAGS, *library.flags)
     made_from = (compiler, _version(compiler), flags, library.variants, platform.machine(), _cpu(), _openmp_runtime())
     digest = hashlib.sha256(repr(made_from).encode())
     headers = {header for path in library.paths for header in path.parent.glob("*.h")}
