@@ -110,8 +110,8 @@ struct Neuron {
 };
 
 // Masks q in place by the neurons that the token sums of k and v drive; [T, B, N, D]. Returns the sums [T, B, D].
-inline std::vector<double> mask(std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v, i64 T, i64 B,
-                         i64 N, i64 D) {
+inline std::vector<double> mask(std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v, i64 T,
+                                i64 B, i64 N, i64 D) {
     std::vector<double> sums(size_t(T * B * D));
     for (size_t i = 0; i < k.size(); i++) sums[i / size_t(N * D) * size_t(D) + i % size_t(D)] += k[i] * v[i];
     for (i64 i = 0; i < B * D; i++) {

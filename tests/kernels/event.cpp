@@ -1,8 +1,8 @@
 // The event-driven kernels against loops written from their definitions, without Python: for sanitizers, and for CPUs
 // that are only emulated. tests/test_kernels_alone.py compiles and runs this.
 //
-// Legend: T time steps, N images or tokens, B batch, H x W feature map, P = N*H*W pixels, C input and O output channels,
-// k x k kernel, D channels of the attention.
+// Legend: T time steps, N images or tokens, B batch, H x W feature map, P = N*H*W pixels, C input and O output
+// channels, k x k kernel, D channels of the attention.
 #include "common.h"
 
 extern "C" {
@@ -164,8 +164,8 @@ void check_event_attention(i64 T, i64 B, i64 N, i64 D, double rate, int threads)
     const auto k = spikes<float>(T * B * N * D, rate), v = spikes<float>(T * B * N * D, rate);
     std::vector<uint64_t> bits = bits_of(q, T * B * N, D);
     double additions = 0;
-    const i64 done = event_attention(bits.data(), bits_of(k, T * B * N, D).data(), bits_of(v, T * B * N, D).data(), T, B,
-                                     N, D, 0.5f, 1.0f, threads);
+    const std::vector<uint64_t> bits_k = bits_of(k, T * B * N, D), bits_v = bits_of(v, T * B * N, D);
+    const i64 done = event_attention(bits.data(), bits_k.data(), bits_v.data(), T, B, N, D, 0.5f, 1.0f, threads);
     for (double sum : mask(q, k, v, T, B, N, D)) additions += sum;
     compare_counts("additions of event_attention", done, i64(additions));
     compare_bits("event_attention", bits, bits_of(q, T * B * N, D));
@@ -179,8 +179,9 @@ int main() {
     for (int threads : {1, 3})
         for (double rate : {0.0, 0.2, 1.0}) {
             for (const Shape& s : shapes) {
-                context = "C " + std::to_string(s.C) + ", O " + std::to_string(s.O) + ", kernel " + std::to_string(s.k) +
-                          ", rate " + std::to_string(rate) + ", threads " + std::to_string(threads);
+                context = "C " + std::to_string(s.C) + ", O " + std::to_string(s.O) + ", kernel " +
+                          std::to_string(s.k) + ", rate " + std::to_string(rate) + ", threads " +
+                          std::to_string(threads);
                 check_convolution(s, rate, threads);
             }
             context = "attention, rate " + std::to_string(rate) + ", threads " + std::to_string(threads);
