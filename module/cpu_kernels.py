@@ -20,6 +20,11 @@ from module import native
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp", "winograd.cpp")
+LIBRARY = native.Library(
+    name="cpu",
+    sources=_SOURCES,
+    flags=("-fno-math-errno", "-fno-trapping-math"),  # rounding and comparing in vectors
+)
 
 _i64, _f64, _pointer, _int = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
@@ -44,7 +49,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 def why_unusable() -> str | None:
     """None, or the reason why there are no compiled kernels on this machine (asked once per process)."""
     try:
-        native.load(*_SOURCES)
+        native.load(LIBRARY)
     except native.NativeError as error:
         return str(error)
     return None
@@ -52,7 +57,7 @@ def why_unusable() -> str | None:
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype) -> Any:
-    function = getattr(native.load(*_SOURCES), f"{name}_{str(dtype).removeprefix('torch.')}")
+    function = getattr(native.load(LIBRARY), f"{name}_{str(dtype).removeprefix('torch.')}")
     function.argtypes = [*_SIGNATURES[name], _int]
     function.restype = None
     return function

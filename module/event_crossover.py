@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from module.event_build import cache_folder, load
+from module.event_kernels import load
+from module.native import cache_folder
 
 # In force where a measurement must not decide: a run that is to be repeated bit for bit. Measured crossovers of
 # the layers of a 2-512 model lie around it.

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
 from module.block import MS_Block_Conv
-from module.event_build import EngineUnavailableError, load
 from module.event_crossover import crossover
+from module.event_kernels import load
 from module.event_ops import checked, pack_weight, pointer, unpack_spikes
 from module.mlp import MS_MLP_Conv
+from module.native import NativeError
 from module.sps import MS_SPS
 
 
@@ -101,7 +102,7 @@ def why_not(model: nn.Module) -> str | None:
             return f"{name} is not a neuron with hard reset to 0, input decay and a positive threshold"
     try:
         load()
-    except EngineUnavailableError as error:
+    except NativeError as error:
         return str(error)
     return None
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from module.event_build import EngineUnavailableError, load
+from module.event_kernels import load
 from module.event_ops import OUTPUT_DTYPES, SPIKE_DTYPES, can_convolve, event_conv2d
+from module.native import NativeError
 
 ENGINES = ("auto", "dense", "event")
 
@@ -91,7 +92,7 @@ def use_engine(
         return None
     try:
         load()
-    except EngineUnavailableError as error:
+    except NativeError as error:
         return str(error)
     for name, layer in list(model.named_modules()):
         # Exactly nn.Conv2d: a subclass computes something else.

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from module import winograd
-from module.event_build import load
 from module.event_crossover import crossover
+from module.event_kernels import load
 
 # Of spikes, as module/csrc/event/event.h numbers them. Float64 is the reference's precision and stays dense.
 SPIKE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}
@@ -198,7 +198,7 @@ def event_conv2d(
         additions of weights done (0: computed densely).
 
     Raises:
-        EngineUnavailableError: the kernels cannot be built here.
+        NativeError: the kernels cannot be built here.
     """
     out, _, stats = torch.ops.sdt.event_conv2d(x, weight, bias, out_dtype, auto, bf16_input_grad)
     return out, stats

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import itertools
 import shutil
 
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from golden import relative_error
 
-from module import event_build, event_crossover, event_ops
+from module import event_crossover, event_kernels, event_ops, native
 from module.event_ops import event_conv2d, event_linear, pack_spikes, unpack_spikes
 
 pytestmark = pytest.mark.skipif(
@@ -216,7 +218,8 @@ def test_every_build_gives_the_same_bits(variant, tmp_path, monkeypatch):
         return out.detach(), counts, torch.autograd.grad(out, weight, grad)[0]
 
     best = compute()
-    library = event_build.load_library(event_build.build(tmp_path, event_build.compiler(), variants=(variant,)))
+    other = dataclasses.replace(event_kernels.LIBRARY, variants=(variant,))
+    library = event_kernels.typed(ctypes.CDLL(str(native.build(other, tmp_path))))
     monkeypatch.setattr(event_ops, "load", lambda: library)
     assert all(map(torch.equal, best, compute()))
 
@@ -224,7 +227,7 @@ def test_every_build_gives_the_same_bits(variant, tmp_path, monkeypatch):
 class TestCrossover:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path, monkeypatch):
-        event_build.load()  # from the usual folder, not built anew here
+        event_kernels.load()  # from the usual folder, not built anew here
         monkeypatch.setenv("SDT_CACHE_DIR", str(tmp_path))
         event_crossover._kept.cache_clear()
         yield tmp_path

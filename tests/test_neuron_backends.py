@@ -185,20 +185,6 @@ def test_a_changed_neuron_leaves_the_kernels():
     assert neuron.backend_for(x) == "torch"
 
 
-def test_without_a_compiler_neurons_fall_back_with_one_line(tmp_path):
-    code = (
-        "import torch; from module.neuron import make_neuron; n = make_neuron();"
-        "x = torch.ones(4, 2, 3); print(int(n(x).sum()), n.backend_for(x)); n(x)"
-    )
-    environment = {"CXX": "no-such-compiler", "SDT_CACHE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0", "lean"]
-    said = [line for line in done.stderr.splitlines() if "vectorised torch" in line]
-    assert len(said) == 1
-    assert "no C++ compiler found (looked for no-such-compiler)" in said[0]
-
-
 def test_triton_kernels_in_the_interpreter_equal_spikingjelly():
     pytest.importorskip("triton")
     # Triton reads the variable when a kernel is defined, so this needs a process of its own.

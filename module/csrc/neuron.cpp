@@ -59,11 +59,14 @@ void forward(const Layout& g, const I* x, int64_t x_step, const S* scale, const 
 
 // Gradient of the (normalised) input into gx, and, per element of the block, its sums over time: of the gradient
 // (sum_g), of the gradient times the raw input (sum_gx); returns the decay's gradient.
+//
+// That is summed per element first (decay_sum), not by a reduction over the block: GCC 12 for SVE loses the sum of a
+// "simd reduction" loop that it does not vectorise.
 template <class I, class S, bool AFFINE>
 double backward_block(const Layout& g, int64_t first, int64_t length, const I* x, int64_t x_step, const S* scale,
                       const S* shift, const S* center, const I* gs, I* gx, S decay, S threshold, S alpha, bool want_decay,
-                      S* h, S* gv, S* total, S* sum_g, S* sum_gx) {
-    for (int64_t i = 0; i < length; i++) gv[i] = total[i] = 0;
+                      S* h, S* gv, S* total, S* decay_sum, S* sum_g, S* sum_gx) {
+    for (int64_t i = 0; i < length; i++) gv[i] = total[i] = decay_sum[i] = 0;
     for (int64_t t = 0; t < g.T; t++) {
         const I* xt = x + t * x_step + first;
         const S* before = h + (t ? t - 1 : 0) * length;
@@ -76,22 +79,19 @@ double backward_block(const Layout& g, int64_t first, int64_t length, const I* x
             now[i] = v + (in - v) * decay;
         }
     }
-    double decay_sum = 0;
     for (int64_t t = g.T - 1; t >= 0; t--) {
         const I *gst = gs + t * g.N + first, *xt = x + t * x_step + first;
         const S *ht = h + t * length, *before = h + (t ? t - 1 : 0) * length;
         I* gxt = gx + t * x_step + first;
         if (want_decay) {
-            S step_sum = 0;
-#pragma omp simd reduction(+ : step_sum)
+#pragma omp simd
             for (int64_t i = 0; i < length; i++) {
                 S in = load(xt + i);
                 if (AFFINE) in = in * scale[i] + shift[i];
                 S v = (t == 0 || before[i] >= threshold) ? S(0) : before[i];
                 S gh = load(gst + i) * surrogate(ht[i] - threshold, alpha) + (ht[i] >= threshold ? S(0) : gv[i]);
-                step_sum += gh * (in - v);
+                decay_sum[i] += gh * (in - v);
             }
-            decay_sum += step_sum;
         }
 #pragma omp simd
         for (int64_t i = 0; i < length; i++) {
@@ -108,7 +108,9 @@ double backward_block(const Layout& g, int64_t first, int64_t length, const I* x
     }
     if (!x_step)
         for (int64_t i = 0; i < length; i++) store(gx + first + i, total[i]);
-    return decay_sum;
+    double sum = 0;
+    for (int64_t i = 0; want_decay && i < length; i++) sum += decay_sum[i];
+    return sum;
 }
 
 template <class I, class S, bool AFFINE>
@@ -121,9 +123,9 @@ void backward(const Layout& g, const I* x, int64_t x_step, const S* scale, const
 #pragma omp parallel num_threads(threads)
     {
         double* mine = sums.mine();
-        std::vector<S> buffer(size_t((7 + g.T) * L));
-        S *gv = buffer.data(), *total = gv + L, *sc = total + L, *sh = sc + L, *ce = sh + L, *a = ce + L, *b = a + L,
-          *h = b + L;
+        std::vector<S> buffer(size_t((8 + g.T) * L));
+        S *gv = buffer.data(), *total = gv + L, *decay_sum = total + L, *sc = decay_sum + L, *sh = sc + L, *ce = sh + L,
+          *a = ce + L, *b = a + L, *h = b + L;
         bool filled = false;
         int64_t pending = 0, last = 0, last_length = 0;
         auto flush = [&] {
@@ -142,7 +144,8 @@ void backward(const Layout& g, const I* x, int64_t x_step, const S* scale, const
                 filled = true;
             }
             mine[2 * C] += backward_block<I, S, AFFINE>(g, first, length, x, x_step, sc, sh, ce, gs, gx, S(decay),
-                                                        S(threshold), S(alpha), g_decay != nullptr, h, gv, total, a, b);
+                                                        S(threshold), S(alpha), g_decay != nullptr, h, gv, total,
+                                                        decay_sum, a, b);
             if (AFFINE) {
                 last = first;
                 last_length = length > last_length ? length : last_length;

@@ -1,0 +1,191 @@
+"""Why the event-driven engine is C called through ctypes: the same loop in numba, the same C called through cffi.
+
+    pip install numba cffi   # into a throw-away environment beside the project's requirements
+    python -m benchmarks.event_alternatives
+
+One layer, 1x1, 512 -> 512 channels, 64 images of 8 x 8, firing rate 0.2, one thread: bits in, sums of the weight rows
+of the active inputs out. Processor time, so that others on the machine do not count; candidates take turns, ratios
+are taken within a round. Compiling is not timed.
+
+ctypes         module/csrc/event as the engine calls it
+cffi           the same library through cffi (ABI mode)
+numba rows     per pixel, whole weight rows of 512 floats are added up
+numba panels   the engine's order: active channels listed once per block, then 32 outputs at a time
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+
+import cffi  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import numba  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import numpy as np
+import torch
+
+from benchmarks.measure import Spread, print_json, print_table, speedup
+from module import event_kernels
+from module.event_ops import pack_spikes, pack_weight, pointer
+
+CHANNELS, PIXELS, RATE = 512, 64 * 8 * 8, 0.2
+PANEL, BLOCK = 32, 256  # as in module/csrc/event
+CALLS = 20_000  # to time one call of next to no work
+# The position of the only set bit of a word: numba has no instruction for it.
+DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+POSITION = np.zeros(64, np.int64)
+for _bit in range(64):
+    POSITION[(int(DE_BRUIJN) << _bit) % 2**64 >> 58] = _bit
+DECLARATIONS = """
+int64_t event_forward(void *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
+                      void *weights, void *bias, void *residual, void *out, int dtype, void *spikes, float decay,
+                      float threshold, int threads);
+int64_t event_count(void *bits, int64_t n, int threads);
+"""
+
+
+@numba.njit(fastmath=True)
+def active(words: np.ndarray, channels: np.ndarray) -> int:
+    """Lists the set bits of `words`; returns how many there are."""
+    n = 0
+    for w in range(words.shape[0]):
+        left = words[w]
+        while left:
+            lowest = left & (~left + np.uint64(1))
+            channels[n] = 64 * w + POSITION[(lowest * DE_BRUIJN) >> np.uint64(58)]
+            n += 1
+            left &= left - np.uint64(1)
+    return n
+
+
+@numba.njit(fastmath=True)
+def add_rows(weights: np.ndarray, channels: np.ndarray, n: int, row: np.ndarray) -> None:
+    """`row` = the sum of n rows of `weights`, four at a time: the running sums are in memory, not in registers."""
+    row[:] = 0
+    i = 0
+    while i + 4 <= n:
+        a, b, c, d = (
+            weights[channels[i]],
+            weights[channels[i + 1]],
+            weights[channels[i + 2]],
+            weights[channels[i + 3]],
+        )
+        for o in range(row.shape[0]):
+            row[o] += (a[o] + b[o]) + (c[o] + d[o])
+        i += 4
+    while i < n:
+        a = weights[channels[i]]
+        for o in range(row.shape[0]):
+            row[o] += a[o]
+        i += 1
+
+
+@numba.njit(fastmath=True)
+def numba_rows(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """bits [P, words], weights [C, O] -> out [P, O]."""
+    channels = np.empty(weights.shape[0], np.int64)
+    for p in range(bits.shape[0]):
+        add_rows(weights, channels, active(bits[p], channels), out[p])
+
+
+@numba.njit(fastmath=True)
+def numba_panels(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """bits [P, words], weights [O / PANEL, C, PANEL] -> out [P, O]."""
+    channels = np.empty((BLOCK, weights.shape[1]), np.int64)
+    lengths = np.empty(BLOCK, np.int64)
+    for first in range(0, bits.shape[0], BLOCK):
+        count = min(BLOCK, bits.shape[0] - first)
+        for p in range(count):
+            lengths[p] = active(bits[first + p], channels[p])
+        for panel in range(weights.shape[0]):
+            for p in range(count):
+                row = out[first + p, panel * PANEL : (panel + 1) * PANEL]
+                add_rows(weights[panel], channels[p], lengths[p], row)
+
+
+def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """The layer by each candidate, all checked to compute the same; and calls of next to no work."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(PIXELS, CHANNELS, 1, 1, generator=generator) < RATE).float()
+    weight = torch.randn(CHANNELS, CHANNELS, 1, 1, generator=generator)
+    bits, _ = pack_spikes(x)
+    packed, out = pack_weight(weight), torch.empty(PIXELS, CHANNELS)
+    sizes = (1, PIXELS, 1, 1, CHANNELS, CHANNELS, 1)
+
+    library = event_kernels.load()
+    ffi = cffi.FFI()
+    ffi.cdef(DECLARATIONS)
+    by_cffi = ffi.dlopen(library._name)
+
+    def address(tensor: torch.Tensor) -> object:
+        return ffi.cast("void *", tensor.data_ptr())
+
+    words, rows = bits.numpy().view(np.uint64), np.ascontiguousarray(weight[:, :, 0, 0].T.numpy())
+    panels = packed.numpy().reshape(-1, CHANNELS, PANEL)
+    layer: dict[str, Callable[[], object]] = {
+        "ctypes": lambda: library.event_forward(
+            *(pointer(bits), *sizes, pointer(packed), None, None, pointer(out), 0, None, 0.0, 0.0, 1)
+        ),
+        "cffi": lambda: by_cffi.event_forward(
+            *(address(bits), *sizes, address(packed), ffi.NULL, ffi.NULL, address(out), 0, ffi.NULL, 0.0, 0.0, 1)
+        ),
+        "numba rows": lambda: numba_rows(words, rows, out.numpy()),
+        "numba panels": lambda: numba_panels(words, panels, out.numpy()),
+    }
+    expected = x[:, :, 0, 0].double() @ weight[:, :, 0, 0].T.double()
+    for name, call in layer.items():
+        out.fill_(torch.nan)
+        call()
+        error = float((out - expected).abs().max() / expected.abs().max())
+        assert error < 1e-5, f"{name}: {error}"
+    empty: dict[str, Callable[[], object]] = {
+        "ctypes": lambda: library.event_count(pointer(bits), 1, 1),
+        "cffi": lambda: by_cffi.event_count(address(bits), 1, 1),
+    }
+    return layer, empty
+
+
+def processor_time(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of the processor per call by round, in another order each: a neighbour leaves its data in the cache."""
+    names, seconds = list(calls), {name: list[float]() for name in calls}
+    order = random.Random(0)
+    for _ in range(rounds):
+        order.shuffle(names)
+        for name in names:
+            started = time.process_time()
+            for _ in range(repeats):
+                calls[name]()
+            seconds[name].append((time.process_time() - started) / repeats)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=25)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    layer, empty = candidates()
+    times, calls = processor_time(layer, rounds, 1), processor_time(empty, 5, CALLS)
+    ratios = {name: speedup(times, name, "ctypes") for name in layer}  # above 1: slower than through ctypes
+    milliseconds = {name: Spread.of([1e3 * value for value in values]) for name, values in times.items()}
+    print_table(
+        ("candidate", "ms", "of the time through ctypes"),
+        [(name, str(milliseconds[name]), str(ratios[name])) for name in layer],
+    )
+    microseconds = {name: Spread.of([1e6 * value for value in values]) for name, values in calls.items()}
+    for name, spread in microseconds.items():
+        print(f"one call of next to no work through {name}: {spread} microseconds")
+    print_json(
+        "benchmarks.event_alternatives",
+        {
+            "milliseconds": {name: vars(spread) for name, spread in milliseconds.items()},
+            "ratio": {name: vars(spread) for name, spread in ratios.items()},
+            "call_microseconds": {name: vars(spread) for name, spread in microseconds.items()},
+            "libraries": {"numba": numba.__version__, "cffi": cffi.__version__},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
