@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing
 import multiprocessing.util  # before the registration below: its own must run after it
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -16,20 +15,22 @@ from utils.errors import UserError
 
 Item = TypeVar("Item")
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def tie_to_the_main_process(worker: int) -> None:
     """A worker does this first: it leaves signals to the main process, and ends with it."""
     # Ctrl-C and a cluster's SIGTERM reach the workers too, while the main process still finishes its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # When the main process is killed, its workers must not outlive it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = multiprocessing.parent_process()
-        if multiprocessing.get_start_method() == "fork" and parent is not None and os.getppid() != parent.pid:
-            os.kill(os.getpid(), signal.SIGKILL)  # it was killed before the line above
+    # A killed main process ends nobody. torch's workers look for a change of their parent's number, and Linux can send
+    # a signal when the parent dies; but the parent of a worker may be the fork server, which lives as long as it does.
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
 
 
 @atexit.register
