@@ -191,6 +191,23 @@ def test_operators_pass_opcheck_and_compile():
     assert torch.equal(compiled(x), event_conv2d(x, weight, bias, auto=False)[0].relu())
 
 
+def test_inductor_compiles_around_the_operators():
+    """What torch.compile generates by default: forward and backward, fused with what stands beside them."""
+    x, (weight, bias) = spikes(2, 6, 5, 4), weights(5, 6, 3)
+
+    def layer(x, weight):
+        return event_conv2d(x, weight, bias, auto=False)[0].mul(2).relu().sum()
+
+    found = []
+    for call in (layer, torch.compile(layer, fullgraph=True)):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        value = call(*leaves)
+        value.backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for eager, compiled in zip(*found, strict=True):
+        assert relative_error(compiled, eager.double()) < TOLERANCE
+
+
 def test_inference_mode():
     x, (weight, bias) = spikes(2, 6, 5, 4), weights(5, 6, 3)
     with torch.inference_mode():
