@@ -52,16 +52,20 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.train_step --device cpu --size digits --rounds 9
 	$(BIN)/python -m benchmarks.inference --device cpu --size cifar --no-memory
 	$(BIN)/python -m benchmarks.inference --device cpu --size digits --rounds 9 --no-memory
+	$(BIN)/python -m benchmarks.shares --device cpu --size cifar
 	$(BIN)/python -m benchmarks.neuron --device cpu
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size cifar
 	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size digits --rounds 9
+	$(BIN)/python -m benchmarks.event_engine
+	$(BIN)/python -m benchmarks.event_layer
 
 # The golden tests on every backend first: a fast wrong answer is worth nothing.
 bench-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 	for dtype in float32 float16 bfloat16; do $(BIN)/python -m benchmarks.neuron --device cuda --dtype $$dtype || exit 1; done
 	for size in cifar imagenet-384 imagenet-768; do \
+	  $(BIN)/python -m benchmarks.shares --device cuda --size $$size --candidates plain:fp16 ours:bf16:nhwc:triton && \
 	  $(BIN)/python -m benchmarks.train_step --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16 \
 	    ours:fp16:nhwc:triton ours:bf16:nhwc:triton ours:bf16:nhwc:triton:compile ours:bf16:nhwc:triton:checkpoint && \
 	  $(BIN)/python -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:fuse \
