@@ -41,6 +41,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "max_pool": [*[_i64] * 4, *[_pointer] * 3],
     "max_pool_backward": [*[_i64] * 4, *[_pointer] * 3],
     "winograd_to_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
+    "winograd_gradient_to_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
     "winograd_from_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
 }
 
@@ -187,6 +188,12 @@ def winograd_to_tiles(x: Tensor, first: int, tiles: Tensor) -> None:
     """Fills `tiles` `[36, count, C]` from `x` `[N, C, H, W]` with channels innermost, from tile `first` on; float32."""
     N, C, H, W = x.shape
     _call("winograd_to_tiles", x.dtype, N, H, W, C, x, first, tiles.shape[1], tiles)
+
+
+def winograd_gradient_to_tiles(g: Tensor, first: int, tiles: Tensor) -> None:
+    """As `winograd_to_tiles` for the gradient `g` of a result."""
+    N, M, H, W = g.shape
+    _call("winograd_gradient_to_tiles", g.dtype, N, H, W, M, g, first, tiles.shape[1], tiles)
 
 
 def winograd_from_tiles(products: Tensor, first: int, out: Tensor) -> None:

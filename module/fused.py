@@ -110,8 +110,8 @@ def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None, neuron: nn.Mod
 
 
 def convolved(conv: nn.Module, x: Tensor, neuron: nn.Module) -> Tensor:
-    """`conv(x)` for `x` `[T, B, C, H, W]`; with the faster gradient of `x` where `neuron`, one of the same model, would
-    be compiled."""
+    """`conv(x)` for `x` `[T, B, C, H, W]`; with the faster gradients where `neuron`, one of the same model, would be
+    compiled."""
     if (
         type(conv) is nn.Conv2d
         and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))

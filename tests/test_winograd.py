@@ -1,4 +1,4 @@
-"""The input's gradient by Winograd's algorithm is that of the direct sum, and only where it was meant to be used."""
+"""Gradients by Winograd's algorithm are those of the direct sum, and only where they were meant to be used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from module import cpu_kernels, fused, winograd
 from module.neuron import make_neuron
@@ -30,24 +30,34 @@ def random(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """The largest one, relative to the largest value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_gradient_is_that_of_the_direct_sum(shape, layout):
+def test_gradients_are_those_of_the_direct_sums(shape, layout):
     N, C, M, H, W = shape
     grad, weight = random((N, M, H, W)).contiguous(memory_format=layout), random((M, C, 3, 3, 1), 0.1)[..., 0]
     expected = conv2d_input((N, C, H, W), weight.double(), grad.double(), padding=1)
-    actual = winograd.input_grad(grad, weight)
-    assert float((actual - expected).abs().max() / expected.abs().max()) < TOLERANCE
+    assert difference(winograd.input_grad(grad, weight), expected) < TOLERANCE
+    x = (random((H, N, C, W)).permute(1, 2, 0, 3) > 1).float().contiguous(memory_format=layout)  # spikes
+    expected = conv2d_weight(x.double(), weight.shape, grad.double(), padding=1)
+    assert difference(winograd.weight_grad(x, grad), expected) < TOLERANCE
 
 
 def test_chunks_of_tiles_join_to_the_whole(monkeypatch):
-    grad, weight = random((3, 16, 9, 10)), random((16, 8, 3, 3, 1))[..., 0]
-    whole = winograd.input_grad(grad, weight)
+    x, grad, weight = random((3, 8, 9, 10)), random((3, 16, 9, 10)), random((16, 8, 3, 3, 1))[..., 0]
+    whole = winograd.input_grad(grad, weight), winograd.weight_grad(x, grad)
     monkeypatch.setattr(winograd, "_CHUNK", 36 * 24 * 4)  # four tiles at a time, and a rest
-    torch.testing.assert_close(winograd.input_grad(grad, weight), whole, rtol=0, atol=1e-5)
+    parts = winograd.input_grad(grad, weight), winograd.weight_grad(x, grad)
+    for part, expected in zip(parts, whole, strict=True):
+        assert difference(part, expected) < TOLERANCE
 
 
 def test_threads_do_not_change_the_gradient():
+    """The event-driven engine promises that, and takes its input's gradient from here."""
     grad, weight = random((4, 64, 16, 16)), random((64, 64, 3, 3, 1))[..., 0]
     threads = torch.get_num_threads()
     try:
@@ -74,7 +84,7 @@ def test_convolution_and_its_other_gradients_are_those_of_torch(has_bias):
         results.append({"out": out.detach()} | {name: leaf.grad for name, leaf in leaves.items()})
     ours, theirs = results
     for name, expected in theirs.items():
-        assert float((ours[name] - expected).abs().max() / expected.abs().max()) < TOLERANCE, name
+        assert difference(ours[name], expected) < TOLERANCE, name
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # within opcheck
@@ -83,6 +93,7 @@ def test_operators_keep_torchs_contract():
     # The gradients differ from the fake ones' only by rounding; opcheck compares shapes, strides and tracing.
     torch.library.opcheck(winograd.conv3x3, (x, weight, None))
     torch.library.opcheck(winograd.input_grad, (random((2, 3, 5, 6)), weight.detach()))
+    torch.library.opcheck(winograd.weight_grad, (x.detach(), random((2, 3, 5, 6))))
 
 
 def conv(**options: object) -> nn.Conv2d:

@@ -46,16 +46,35 @@ inline void transform_back(const float* y, int64_t step, float* out, int64_t to)
     }
 }
 
+// The adjoint of transform_back: four values give six.
+inline void transform_gradient(const float* g, int64_t step, float* t, int64_t to) {
+    for (int l = 0; l < LANES; l++) {
+        const float g0 = g[l], g1 = g[step + l], g2 = g[2 * step + l], g3 = g[3 * step + l];
+        const float even_p = g0 + PP * g2, odd_p = P * (g1 + PP * g3);
+        const float even_q = g0 + QQ * g2, odd_q = Q * (g1 + QQ * g3);
+        t[l] = g0;
+        t[to + l] = even_p + odd_p;
+        t[2 * to + l] = even_p - odd_p;
+        t[3 * to + l] = even_q + odd_q;
+        t[4 * to + l] = even_q - odd_q;
+        t[5 * to + l] = g3;
+    }
+}
+
+// SIDE 6: a tile with the pixel around it, transformed as input; SIDE 4: a tile of gradients.
+template <int SIDE>
 void to_tiles(const Tiles& s, const float* x, int64_t first, int64_t count, float* V, int threads) {
+    constexpr int64_t halo = SIDE == 6 ? 1 : 0;
+    constexpr auto one = SIDE == 6 ? transform : transform_gradient;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t tile = 0; tile < count; tile++) {
         const int64_t at = first + tile, n = at / (s.rows * s.columns);
-        const int64_t y0 = at / s.columns % s.rows * 4 - 1, x0 = at % s.columns * 4 - 1;
+        const int64_t y0 = at / s.columns % s.rows * 4 - halo, x0 = at % s.columns * 4 - halo;
         for (int64_t c = 0; c < s.C; c += LANES) {
             const int64_t lanes = s.C - c < LANES ? s.C - c : LANES;
-            float d[36 * LANES], half[36 * LANES], t[36 * LANES];
-            for (int64_t i = 0; i < 36; i++) {
-                const int64_t y = y0 + i / 6, xx = x0 + i % 6;
+            float d[SIDE * SIDE * LANES], half[6 * SIDE * LANES], t[36 * LANES];
+            for (int64_t i = 0; i < SIDE * SIDE; i++) {
+                const int64_t y = y0 + i / SIDE, xx = x0 + i % SIDE;
                 const bool inside = y >= 0 && y < s.H && xx >= 0 && xx < s.W;
                 const float* from = x + ((n * s.H + y) * s.W + xx) * s.C + c;
                 if (inside && lanes == LANES) {
@@ -64,8 +83,8 @@ void to_tiles(const Tiles& s, const float* x, int64_t first, int64_t count, floa
                     for (int64_t l = 0; l < LANES; l++) d[i * LANES + l] = inside && l < lanes ? from[l] : 0.0f;
                 }
             }
-            for (int64_t i = 0; i < 6; i++) transform(d + i * LANES, 6 * LANES, half + i * LANES, 6 * LANES);
-            for (int64_t i = 0; i < 6; i++) transform(half + 6 * i * LANES, LANES, t + 6 * i * LANES, LANES);
+            for (int64_t i = 0; i < SIDE; i++) one(d + i * LANES, SIDE * LANES, half + i * LANES, SIDE * LANES);
+            for (int64_t i = 0; i < 6; i++) one(half + SIDE * i * LANES, LANES, t + 6 * i * LANES, LANES);
             for (int64_t i = 0; i < 36; i++)
                 std::memcpy(V + (i * count + tile) * s.C + c, t + i * LANES, size_t(lanes) * sizeof(float));
         }
@@ -97,7 +116,13 @@ void from_tiles(const Tiles& s, const float* Y, int64_t first, int64_t count, fl
 // Tiles first .. first + count of x [N, H, W, C] (with the pixel around each) -> V [36, count, C].
 extern "C" void winograd_to_tiles_float32(int64_t N, int64_t H, int64_t W, int64_t C, const float* x, int64_t first,
                                           int64_t count, float* V, int threads) {
-    to_tiles(Tiles(N, H, W, C), x, first, count, V, threads);
+    to_tiles<6>(Tiles(N, H, W, C), x, first, count, V, threads);
+}
+
+// The same tiles of gradients g [N, H, W, C] (without what is around them) -> V [36, count, C].
+extern "C" void winograd_gradient_to_tiles_float32(int64_t N, int64_t H, int64_t W, int64_t C, const float* g,
+                                                   int64_t first, int64_t count, float* V, int threads) {
+    to_tiles<4>(Tiles(N, H, W, C), g, first, count, V, threads);
 }
 
 // Products Y [36, count, C] -> those tiles of out [N, H, W, C].

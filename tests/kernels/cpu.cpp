@@ -221,7 +221,22 @@ template <class I> void check_pool(i64 N, i64 H, i64 W, i64 C, int threads) {
 
 extern "C" {
 void winograd_to_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
+void winograd_gradient_to_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
 void winograd_from_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
+}
+
+// The transform of gradients is the adjoint of the way back from tiles: <back(Y), g> = <Y, transform(g)> per channel.
+void check_adjoint(i64 N, i64 H, i64 W, i64 C, int threads) {
+    const i64 tiles = N * ((H + 3) / 4) * ((W + 3) / 4);
+    const auto Y = eighths<float>(36 * tiles * C, 16), g = eighths<float>(N * H * W * C, 16);
+    std::vector<float> back(g.size()), transformed(Y.size()), left(static_cast<size_t>(C));
+    std::vector<double> right(static_cast<size_t>(C)), sums(static_cast<size_t>(C));
+    winograd_from_tiles_float32(N, H, W, C, Y.data(), 0, tiles, back.data(), threads);
+    winograd_gradient_to_tiles_float32(N, H, W, C, g.data(), 0, tiles, transformed.data(), threads);
+    for (size_t i = 0; i < g.size(); i++) sums[i % size_t(C)] += double(back[i]) * double(g[i]);
+    for (size_t i = 0; i < Y.size(); i++) right[i % size_t(C)] += double(Y[i]) * double(transformed[i]);
+    for (size_t c = 0; c < left.size(); c++) left[c] = float(sums[c]);
+    compare("winograd gradient", left, right, 1e-5);
 }
 
 // A 3 x 3 convolution through both transforms, in two portions of tiles, with the products between them made here. The
@@ -262,6 +277,7 @@ void check_winograd(i64 N, i64 H, i64 W, i64 C, i64 O, int threads) {
             for (i64 c = 0; c < C; c++) expected[size_t(i)] += w[9 * c] * in[c];
         }
     compare("winograd", out, expected, 1e-5);
+    check_adjoint(N, H, W, O, threads);
 }
 
 template <class I> void check_type(const char* name) {
