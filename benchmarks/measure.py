@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from utils.allocator import return_freed_memory
 from utils.reproduce import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +129,7 @@ class PeakMemory:
             self.before = torch.cuda.memory_allocated(self.device) / MIB
         else:
             # Where that is not possible the peak since the start of the process is read: an upper bound.
+            return_freed_memory()  # else it would count as in use before, and be used again
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
             self.before = _resident("VmRSS")

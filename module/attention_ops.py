@@ -1,6 +1,6 @@
 """Spike-driven self-attention (paper section 3.3, equations 5 to 7) as one torch operator on the compiled CPU kernels.
 
-Only the spikes and the sums over tokens are kept for the backward pass.
+Only the spikes, one byte each, and the sums over tokens are kept for the backward pass.
 
 Legend: T time steps, B batch, D channels, H x W feature map.
 """
@@ -63,11 +63,13 @@ def _setup_attend(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     qkv, decay, ctx.threshold, ctx.alpha = inputs
     _, kv = output
     ctx.mark_non_differentiable(kv)
-    ctx.save_for_backward(qkv, kv, decay)
+    ctx.dtype = qkv.dtype
+    ctx.save_for_backward(qkv.to(torch.uint8), kv, decay)  # spikes: a byte each is enough
 
 
 def _attend_grad(ctx, g, g_kv):  # type: ignore[no-untyped-def]
-    gqkv, gd = attend_backward(g, *ctx.saved_tensors, ctx.threshold, ctx.alpha)
+    spikes, kv, decay = ctx.saved_tensors
+    gqkv, gd = attend_backward(g, spikes.to(ctx.dtype), kv, decay, ctx.threshold, ctx.alpha)
     return gqkv, gd if ctx.needs_input_grad[1] else None, None, None
 
 

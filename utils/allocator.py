@@ -35,3 +35,9 @@ def keep_freed_memory(keep: bool = True) -> bool:
         and mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         and mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
     )
+
+
+def return_freed_memory() -> None:
+    """Give what is free back to the system now; without glibc nothing happens."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
