@@ -12,6 +12,7 @@ plain bf16   the same under bfloat16 autocast
 layers       engine: event, the model's own layers around event-driven convolutions
 bits         evaluation from spikes to spikes (module.event_inference), BatchNorm folded
 bf16 grad    layers, with input gradients in bfloat16
+checkpoint   the forward pass of each block is computed again in the backward pass
 
 Without a checkpoint the network is CIFAR 2-512 with random weights (B = 16, T = 4). Its BatchNorm statistics are set
 from one batch: with the initial ones next to nothing fires, and the engine would look better than it is.
@@ -144,7 +145,8 @@ def training_step(name: str) -> Call:
     y = torch.arange(len(x)) % 10
     model: nn.Module = plain
     if name not in ("plain", "plain bf16"):
-        model = as_model(plain, "event", bf16_input_grad=name == "bf16 grad")
+        model = as_model(plain, "event", bf16_input_grad=name.startswith("bf16 grad"))
+        model.set_grad_checkpointing(name.endswith("checkpoint"))
         x = x.contiguous(memory_format=torch.channels_last)
     model.train()
     # train.py's choice for ours, torch's own for plain.
@@ -161,7 +163,7 @@ def training_step(name: str) -> Call:
     return with_allocator(name, step)
 
 
-TRAINING = ("plain", "plain bf16", "layers", "bf16 grad", "layers bf16")
+TRAINING = ("plain", "plain bf16", "layers", "layers checkpoint", "bf16 grad", "bf16 grad checkpoint", "layers bf16")
 
 
 def training(rounds: int, clock: Clock) -> dict[str, Any]:
