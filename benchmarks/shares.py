@@ -24,7 +24,7 @@ from benchmarks.measure import print_json, print_table
 # The first pattern that an operator's name contains decides. An autograd node of a custom operator bears the
 # operator's name, with _ for ::.
 KINDS = {
-    "convolution": r"conv|winograd|aten::(add)?mm$|aten::bmm|event_weight_grad",
+    "convolution": r"conv|winograd|aten::(add|badd)?b?mm_?$|event_weight_grad",
     "BatchNorm and neuron": r"sdt(::|_)(bn_lif|affine_lif)",
     "BatchNorm": r"batch_norm|sdt(::|_)(bn_add|affine_add)",
     "pooling": r"max_pool",
