@@ -37,7 +37,9 @@ def test_a_user_error_is_one_message_and_status_2(tmp_path):
 
 
 def test_ctrl_c_is_one_line_and_the_status_of_a_shell(tmp_path):
-    done = ends(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(30)")
+    # A shell starts its background jobs with SIGINT ignored, the tests perhaps among them.
+    listen = "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    done = ends(tmp_path, f"{listen}; os.kill(os.getpid(), signal.SIGINT); time.sleep(30)")
     assert done.returncode == INTERRUPTED == 130
     assert done.stderr == "tool.py: interrupted\n"
 
