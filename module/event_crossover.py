@@ -24,7 +24,7 @@ from module.native import cache_folder
 # In force where a measurement must not decide: a run that is to be repeated bit for bit. Measured crossovers of
 # the layers of a 2-512 model lie around it.
 FIXED = 0.5
-_RATES = (0.05, 0.4)
+_RATES = (0.3, 0.6)  # on both sides of where it usually is
 _MAX_PIXELS = 2048
 _ROUNDS = 4
 
