@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from module.conv_geometry import same_size_kernel
 from module.event_kernels import load
-from module.event_ops import OUTPUT_DTYPES, SPIKE_DTYPES, can_convolve, event_conv2d
+from module.event_ops import KERNELS, OUTPUT_DTYPES, SPIKE_DTYPES, event_conv2d
 from module.native import NativeError
 
 ENGINES = ("auto", "dense", "event")
@@ -95,15 +96,7 @@ def use_engine(
     except NativeError as error:
         return str(error)
     for name, layer in list(model.named_modules()):
-        # Exactly nn.Conv2d: a subclass computes something else.
-        if type(layer) is not nn.Conv2d or name in skip:
-            continue
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.padding_mode)
-        square = all(not isinstance(pair, str) and pair[0] == pair[1] for pair in geometry[:3])
-        if not square or layer.padding_mode != "zeros":
-            continue
-        stride, padding, dilation = (int(pair[0]) for pair in geometry[:3])
-        if can_convolve(layer.weight, stride, padding, dilation, layer.groups):
+        if isinstance(layer, nn.Conv2d) and name not in skip and same_size_kernel(layer) in KERNELS:
             parent, _, attribute = name.rpartition(".")
             event = EventConv2d.of(layer, auto=engine == "auto", bf16_input_grad=bf16_input_grad)
             setattr(model.get_submodule(parent), attribute, event)

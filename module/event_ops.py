@@ -24,6 +24,7 @@ from module.event_kernels import load
 # Of spikes, as module/csrc/event/event.h numbers them. Float64 is the reference's precision and stays dense.
 SPIKE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
+KERNELS = (1, 3)  # k of the k x k convolutions, stride 1, same size
 NOT_SPIKES = -1
 _OUT_OF_MEMORY = -2
 
@@ -67,12 +68,6 @@ def pack_weight(weight: Tensor) -> Tensor:
     dense = weight.detach().to(torch.float32, memory_format=torch.contiguous_format)
     load().event_pack_weights(pointer(dense), M, C, k * k, pointer(packed), torch.get_num_threads())
     return packed
-
-
-def can_convolve(weight: Tensor, stride: int, padding: int, dilation: int, groups: int) -> bool:
-    """Whether the kernels know this convolution: 1x1, or 3x3 with padding 1, at stride 1."""
-    kernel = tuple(weight.shape[2:])
-    return (stride, dilation, groups) == (1, 1, 1) and (kernel, padding) in (((1, 1), 0), ((3, 3), 1))
 
 
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from module import norm_ops, pool_ops, winograd
+from module.conv_geometry import same_size_kernel
 from module.neuron import SpikingNode, backend_of
 from module.neuron_ops import state_dtype
 
@@ -113,9 +114,8 @@ def convolved(conv: nn.Module, x: Tensor, neuron: nn.Module) -> Tensor:
     """`conv(x)` for `x` `[T, B, C, H, W]`; with the faster gradients where `neuron`, one of the same model, would be
     compiled."""
     if (
-        type(conv) is nn.Conv2d
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and (conv.groups, conv.padding_mode) == (1, "zeros")
+        isinstance(conv, nn.Conv2d)
+        and same_size_kernel(conv) == 3
         and x.requires_grad
         and x.dtype == conv.weight.dtype
         and not torch.is_autocast_enabled("cpu")

@@ -137,17 +137,7 @@ def bn_lif_backward(
 
 @bn_lif_backward.register_fake
 def _(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    decay: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    threshold: float,
-    alpha: float,
-    want_decay: bool,
+    g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, decay: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(with_channels(x)),

@@ -11,21 +11,11 @@ import time
 import processes
 import pytest
 import torch
+from tiny import TINY_RUN
 
 from utils.checkpoint import read_checkpoint
 
-TINY = """
-dataset: digits
-num_classes: 10
-in_channels: 1
-img_size: 8
-layer: 1
-dim: 16
-num_heads: 2
-time_steps: 2
-pooling_stat: "0011"
-batch_size: 240
-val_batch_size: 120
+TINY = f"""{TINY_RUN}val_batch_size: 120
 color_jitter: 0.0
 hflip: 0.0
 mixup: 0.5
@@ -33,7 +23,6 @@ opt: adamw
 lr: 5.0e-3
 sched: cosine
 epochs: 2
-warmup_epochs: 0
 cooldown_epochs: 1
 model_ema: true
 model_ema_decay: 0.9

@@ -8,27 +8,16 @@ from pathlib import Path
 
 import processes
 import pytest
+from tiny import TINY_RUN
 
 from utils.config import config_from
 from utils.run_state import _differences
 from utils.settings import MEASURE, SETTINGS, TRAIN
 
-TINY = """
-dataset: digits
-num_classes: 10
-in_channels: 1
-img_size: 8
-layer: 1
-dim: 16
-num_heads: 2
-time_steps: 2
-pooling_stat: "0011"
-batch_size: 240
-val_batch_size: 180
+TINY = f"""{TINY_RUN}val_batch_size: 180
 workers: 0
 device: cpu
 epochs: 1
-warmup_epochs: 0
 cooldown_epochs: 0
 """
 # They copy, compare and check settings without acting on them.

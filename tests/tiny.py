@@ -13,6 +13,21 @@ TINY: dict[str, Any] = dict(
     img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=1, mlp_ratios=2, T=2
 )
 
+# The smallest run of train.py, as YAML to which a test adds its own settings.
+TINY_RUN = """
+dataset: digits
+num_classes: 10
+in_channels: 1
+img_size: 8
+layer: 1
+dim: 16
+num_heads: 2
+time_steps: 2
+pooling_stat: "0011"
+batch_size: 240
+warmup_epochs: 0
+"""
+
 
 def tiny(**arguments: Any) -> SpikeDrivenTransformer:
     return SpikeDrivenTransformer(**(TINY | {"pooling_stat": "0011"} | arguments))
