@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import parse_config
+from utils.config.parse import parse_config
 from utils.errors import UserError, run_script
 
 if TYPE_CHECKING:
-    from utils.distributed import Process
-    from utils.settings import Config
+    from utils.config.settings import Config
+    from utils.run.distributed import Process
 
 DEFAULT_OUTPUT = "output/firing"
 
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
             "(or --from-rates FILE for the energy of published rates)"
         )
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
-    from utils.distributed import distributed
-    from utils.runlog import logger, setup_logging
+    from utils.run.distributed import distributed
+    from utils.train.runlog import logger, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -48,11 +48,11 @@ def main(argv: list[str]) -> int:
 def measure(cfg: Config, process: Process) -> int:
     """Measure the checkpoint, all processes together; the main one writes the report."""
     import model  # noqa: F401 -- registers the models
-    from utils.measurement import Measurement
-    from utils.report import Report
-    from utils.report_files import attach_attention_maps, facts_of, map_input, show, write_report
-    from utils.sweep import sweep
-    from utils.verify import verify_spike_driven
+    from utils.measure.measurement import Measurement
+    from utils.measure.sweep import sweep
+    from utils.measure.verify import verify_spike_driven
+    from utils.report.files import attach_attention_maps, facts_of, map_input, show, write_report
+    from utils.report.report import Report
 
     folder = output_folder(cfg, Path(cfg.resume).resolve().parent.name)
     measurement = Measurement(cfg, process)
@@ -75,9 +75,9 @@ def measure(cfg: Config, process: Process) -> int:
 
 def from_rates(cfg: Config) -> int:
     """Energy of published rates in every reading of the published formula."""
-    from utils.measurement import chosen_cost
-    from utils.rates_file import report_rates
-    from utils.report_files import print_sections, write_rates_report
+    from utils.measure.measurement import chosen_cost
+    from utils.measure.sdt.rates_file import report_rates
+    from utils.report.files import print_sections, write_rates_report
 
     report = report_rates(cfg.from_rates, chosen_cost(cfg))
     print_sections(report.sections())

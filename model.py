@@ -14,8 +14,8 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from module.block import MS_Block_Conv
-from module.checkpointing import run_again_in_backward
 from module.folding import fold_batchnorm
+from module.grad_checkpointing import run_again_in_backward
 from module.neuron import check_neuron_settings, make_neuron
 from module.sps import MS_SPS
 
@@ -43,7 +43,7 @@ class SpikeDrivenTransformer(nn.Module):
         TET: keep the logits of each time step, `[T, B, K]`, for the TET loss.
         data_T: whether 5-D inputs may have another number of time steps than `T` (they are taken as they are).
         backend, neuron_dtype: see `module.neuron.make_neuron`.
-        engine, bf16_input_grad: convolutions on a CPU, see `module.event_layers.use_engine`. Where the kernels cannot
+        engine, bf16_input_grad: convolutions on a CPU, see `module.sparse.conv.use_engine`. Where the kernels cannot
             be built the model stays dense, and a warning says why.
         patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted because published training scripts pass
             them; they never had an effect on the published forward pass and have none here.
@@ -87,7 +87,7 @@ class SpikeDrivenTransformer(nn.Module):
             raise ValueError(
                 "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
                 "github.com/BICLab/Spike-Driven-Transformer; load one with `--resume FILE` or `--initial-checkpoint "
-                "FILE`, or in Python with utils.checkpoint.load_weights(model, FILE)"
+                "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
             )
         check_neuron_settings(spike_mode, backend, neuron_dtype)
         for name, value, least in (
@@ -129,7 +129,7 @@ class SpikeDrivenTransformer(nn.Module):
 
     def _use_engine(self, bf16_input_grad: bool) -> None:
         # Imported here: it registers operators, which a dense model has no use for.
-        from module.event_layers import use_engine
+        from module.sparse.conv import use_engine
 
         # The first convolution sees an image, which is no spikes.
         first = "patch_embed.proj_conv"
@@ -138,11 +138,11 @@ class SpikeDrivenTransformer(nn.Module):
             self.engine = "dense"
 
     def for_evaluation(self) -> nn.Module:
-        """What evaluates these weights fastest: with an engine, `module.event_inference.EventInference` where it
+        """What evaluates these weights fastest: with an engine, `module.sparse.inference.EventInference` where it
         can run (float32 on a CPU), else this model. Called like the model; it does not follow later updates."""
         if self.engine == "dense":
             return self
-        from module.event_inference import EventInference, why_not
+        from module.sparse.inference import EventInference, why_not
 
         return self if why_not(self) else EventInference(self, auto=self.engine == "auto")
 

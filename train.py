@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.config import parse_config
+from utils.config.parse import parse_config
 from utils.errors import run_script
 
 if TYPE_CHECKING:
-    from utils.distributed import Process
-    from utils.settings import Config
+    from utils.config.settings import Config
+    from utils.run.distributed import Process
 
 
 def main(argv: list[str]) -> int:
     cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
-    from utils.distributed import distributed
-    from utils.runlog import claimed, resumes_in_place, run_folder, setup_logging
+    from utils.run.distributed import distributed
+    from utils.train.runlog import claimed, resumes_in_place, run_folder, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 def train(cfg: Config, process: Process, folder: Path) -> int:
     import model  # noqa: F401 -- registers the models
-    from utils.trainer import Trainer
+    from utils.train.trainer import Trainer
 
     trainer = Trainer(cfg, process, folder)
     trainer.describe()
@@ -47,8 +47,8 @@ def train(cfg: Config, process: Process, folder: Path) -> int:
 
 def dry_run(cfg: Config, process: Process) -> int:
     import model  # noqa: F401 -- registers the models
-    from utils.dry_run import estimate
-    from utils.trainer import Trainer
+    from utils.train.dry_run import estimate
+    from utils.train.trainer import Trainer
 
     trainer = Trainer(cfg, process, Path())
     trainer.describe()

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module import winograd
-from utils.allocator import keep_freed_memory
+from module.kernels import winograd
+from utils.run.allocator import keep_freed_memory
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,7 +7,7 @@ One layer, 1x1, 512 -> 512 channels, 64 images of 8 x 8, firing rate 0.2, one th
 of the active inputs out. Processor time, so that others on the machine do not count; candidates take turns, ratios
 are taken within a round. Compiling is not timed.
 
-ctypes         module/csrc/event as the engine calls it
+ctypes         module/kernels/csrc/sparse as the engine calls it
 cffi           the same library through cffi (ABI mode)
 numba rows     per pixel, whole weight rows of 512 floats are added up
 numba panels   the engine's order: active channels listed once per block, then 32 outputs at a time
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Spread, print_json, print_table, speedup
-from module import event_kernels
-from module.event_ops import pack_spikes, pack_weight, pointer
+from module.sparse import library as event_kernels
+from module.sparse.ops import pack_spikes, pack_weight, pointer
 
 CHANNELS, PIXELS, RATE = 512, 64 * 8 * 8, 0.2
-PANEL, BLOCK = 32, 256  # as in module/csrc/event
+PANEL, BLOCK = 32, 256  # as in module/kernels/csrc/sparse
 CALLS = 20_000  # to time one call of next to no work
 # The position of the only set bit of a word: numba has no instruction for it.
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)

@@ -10,7 +10,7 @@ the machine, which stretches wall-clock times and not these.
 plain        the published computation: SpikingJelly's neurons, contiguous tensors, float32
 plain bf16   the same under bfloat16 autocast
 layers       engine: event, the model's own layers around event-driven convolutions
-bits         evaluation from spikes to spikes (module.event_inference), BatchNorm folded
+bits         evaluation from spikes to spikes (module.sparse.inference), BatchNorm folded
 bf16 grad    layers, with input gradients in bfloat16
 checkpoint   the forward pass of each block is computed again in the backward pass
 
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from benchmarks.measure import PeakMemory, in_child, interleave, print_json, print_table, speedup
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module.event_inference import EventInference
-from module.event_layers import EventConv2d, use_engine
-from utils.allocator import keep_freed_memory
+from module.sparse.conv import EventConv2d, use_engine
+from module.sparse.inference import EventInference
+from utils.run.allocator import keep_freed_memory
 
 CIFAR = dict(img_size_h=32, img_size_w=32, num_classes=10, embed_dims=512, depths=2, pooling_stat="0011")
 BATCH = 16
@@ -62,10 +62,10 @@ def random_network(**options: Any) -> tuple[PlainSDT, Tensor]:
 
 def trained_network(config: str, checkpoint: str) -> tuple[PlainSDT, Tensor]:
     """The network of a checkpoint, and the first batch of its evaluation split."""
-    from utils.build import model_arguments
-    from utils.checkpoint import load_weights
-    from utils.config import parse_config
-    from utils.loaders import build_eval_loader
+    from utils.config.parse import parse_config
+    from utils.data.loaders import build_eval_loader
+    from utils.run.build import model_arguments
+    from utils.run.checkpoint import load_weights
 
     cfg = parse_config(["-c", config], prog="event_engine", description="")
     arguments = model_arguments(cfg) | {"embed_dims": cfg.dim, "depths": cfg.layer, "num_heads": cfg.num_heads}

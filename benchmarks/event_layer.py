@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import interleave, print_json, print_table, speedup
-from module.event_crossover import crossover
-from module.event_ops import event_conv2d
+from module.sparse.crossover import crossover
+from module.sparse.ops import event_conv2d
 
 RATES = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 # pJ per 32-bit multiply-accumulate and accumulate at 45 nm, as in the paper.

@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from torchvision.transforms import functional as F
 
-from utils.aedat import read_cifar10_dvs, read_gesture
-from utils.event_augment import drop_events, frame_operations
-from utils.event_files import frames_folder, integrate, list_samples, read_npz, spikingjelly_datasets, write_npz
-from utils.event_splits import split_by_name
-from utils.mixing import EventMix
-from utils.reproduce import versions
-from utils.settings import Config
+from utils.config.settings import Config
+from utils.data.mixing import EventMix
+from utils.events.aedat import read_cifar10_dvs, read_gesture
+from utils.events.augment import drop_events, frame_operations
+from utils.events.files import frames_folder, integrate, list_samples, read_npz, spikingjelly_datasets, write_npz
+from utils.events.splits import split_by_name
+from utils.run.reproduce import versions
 
 CLASSES, PER_CLASS, T, SIDE = [f"class{i}" for i in range(10)], 1000, 10, 128
 opened: list[str] = []

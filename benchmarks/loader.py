@@ -15,8 +15,8 @@ from itertools import islice
 import torch
 
 from benchmarks.measure import Spread, interleave, print_json, print_table, speedup
-from utils.config import config_from, load_yaml
-from utils.loaders import build_loaders
+from utils.config.parse import config_from, load_yaml
+from utils.data.loaders import build_loaders
 
 CONFIG = "conf/digits/1_64_15E_t4.yml"
 

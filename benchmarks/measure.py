@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utils.allocator import return_freed_memory
-from utils.reproduce import git_commit, versions
+from utils.run.allocator import return_freed_memory
+from utils.run.reproduce import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2.0**20

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.measure import Spread, interleave, print_json, print_table
 from model import SpikeDrivenTransformer
-from utils.firing import FiringRecorder
-from utils.measurement import attention_sums
-from utils.synapses import SynapseRecorder
+from utils.measure.firing import FiringRecorder
+from utils.measure.measurement import attention_sums
+from utils.measure.synapses import SynapseRecorder
 
 MODELS = {
     "1-64 at 16 x 16, batch 120": (

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from module import attention_ops
-from module.fused import (
+from module.kernels import attention as attention_ops
+from module.kernels.fused import (
     can_fuse_neurons,
     can_fuse_norms,
     is_folded,

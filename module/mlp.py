@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from module.fused import norm_add, norm_neuron, over_time
+from module.kernels.fused import norm_add, norm_neuron, over_time
 from module.neuron import make_neuron
 
 

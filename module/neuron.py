@@ -3,7 +3,7 @@
 The dynamics are SpikingJelly's (`LIFNode`, `ParametricLIFNode`, multi-step mode). This file adds what a model
 that is called like any other PyTorch model needs: the membrane potential lives for one forward pass only, is
 kept in float32 under autocast, and each input goes to the fastest kernel that works for it: SpikingJelly's own
-(`torch`, `cupy`) or those of this project (`cpp`, `triton`, `lean`; see `module.neuron_ops`).
+(`torch`, `cupy`) or those of this project (`cpp`, `triton`, `lean`; see `module.kernels.lif`).
 
 Legend: T time steps, B batch, `*` any further dimensions.
 """
@@ -26,8 +26,8 @@ with warnings.catch_warnings():
     from spikingjelly.activation_based import neuron as sj_neuron
     from spikingjelly.activation_based import surrogate
 
-from module import cpu_kernels
-from module.neuron_ops import KERNELS, lif, state_dtype
+from module.kernels import cpu as cpu_kernels
+from module.kernels.lif import KERNELS, lif, state_dtype
 
 _logger = logging.getLogger("sdt")
 
@@ -87,7 +87,7 @@ def why_cupy_cannot_be_used() -> str | None:
 @functools.cache
 def why_triton_cannot_be_used() -> str | None:
     """The reason why Triton kernels cannot run here, or None when they can."""
-    from module import triton_kernels
+    from module.kernels import lif_triton as triton_kernels
 
     return triton_kernels.why_unusable()
 

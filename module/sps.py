@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from module.fused import convolved, norm_add, norm_neuron, over_time, pooled, watched
+from module.kernels.fused import convolved, norm_add, norm_neuron, over_time, pooled, watched
 from module.neuron import backend_of, make_neuron
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from utils.config import config_from, parse_config
+from utils.config.parse import config_from, parse_config
+from utils.config.settings import Config
 from utils.errors import UserError
-from utils.settings import Config
 
 
 def parse(*argv: str, prog: str = "train.py") -> Config:

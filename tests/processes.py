@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["model", "utils.trainer", "utils.dry_run", "processes"])
+_context.set_forkserver_preload(["model", "utils.train.trainer", "utils.train.dry_run", "processes"])
 
 
 def start(target: Callable[..., Any], *args: Any, env: dict[str, str] | None = None, cwd: Path) -> BaseProcess:
@@ -93,7 +93,9 @@ def firing_num(argv: list[str]) -> None:
 def train_until(argv: list[str], events: int) -> None:
     """Train, and kill this process at its `events`-th event: a step, or a change of a file on the way to disk."""
     import train as entry
-    from utils import checkpoint, checkpoint_store, engine, runlog
+    from utils.run import checkpoint
+    from utils.train import checkpoint_store, runlog
+    from utils.train import step as engine
 
     left = events
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.event_sensor import Events
-from utils.event_sources import SOURCES
-from utils.event_splits import Sample
+from utils.events.sensor import Events
+from utils.events.sources import SOURCES
+from utils.events.splits import Sample
 
 CLASSES = SOURCES["cifar10-dvs"].classes
 URL = "https://example.org/"

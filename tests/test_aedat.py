@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from recordings import aedat2, aedat31, some_events
 
-from utils.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
 from utils.errors import UserError
-from utils.event_files import spikingjelly_datasets
+from utils.events.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
+from utils.events.files import spikingjelly_datasets
 
 
 @pytest.fixture

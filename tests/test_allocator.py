@@ -16,7 +16,7 @@ PROGRAM = """
 import sys
 import torch
 from benchmarks.measure import _resident
-from utils.allocator import keep_freed_memory
+from utils.run.allocator import keep_freed_memory
 
 def resident_after_freeing():
     before = _resident("VmRSS")
@@ -47,7 +47,7 @@ def test_freed_memory_is_kept_and_used_again():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from utils import allocator
+    from utils.run import allocator
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("the C library was touched"))

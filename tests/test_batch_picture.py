@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.batch_picture import save_batch
-from utils.config import config_from
-from utils.loaders import build_loaders
+from utils.config.parse import config_from
+from utils.data.batch_picture import save_batch
+from utils.data.loaders import build_loaders
 
 
 def drawn(x: Tensor, folder: Path, mean: list[float], std: list[float]) -> np.ndarray:

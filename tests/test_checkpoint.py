@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from utils import checkpoint_store
-from utils.checkpoint import key_difference, load_weights, read_checkpoint, weights_in, write_checkpoint
-from utils.checkpoint_store import BEST, LAST, CheckpointStore
 from utils.errors import UserError
+from utils.run.checkpoint import key_difference, load_weights, read_checkpoint, weights_in, write_checkpoint
+from utils.train import checkpoint_store
+from utils.train.checkpoint_store import BEST, LAST, CheckpointStore
 
 
 def net(width=3):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import load_yaml
-from utils.settings import SETTINGS, Config
+from utils.config.parse import load_yaml
+from utils.config.settings import SETTINGS, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from config_calls import fails, parse, refused
 
-from utils.config import config_from, load_yaml, to_yaml
-from utils.settings import SETTINGS, Config
+from utils.config.parse import config_from, load_yaml, to_yaml
+from utils.config.settings import SETTINGS, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_DEFAULTS = json.loads((ROOT / "tests" / "golden" / "cli_defaults.json").read_text())

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from config_calls import fails, parse, refused
 
-from utils.config import config_from, load_yaml, parse_config
+from utils.config.parse import config_from, load_yaml, parse_config
+from utils.config.settings import MEASURE, SETTINGS, TRAIN, Config
 from utils.errors import UserError, nearest, run_script
-from utils.settings import MEASURE, SETTINGS, TRAIN, Config
 
 PROGRAMS = (TRAIN, MEASURE)
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def test_a_folder_or_a_binary_file_is_one_line(tmp_path):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from utils.config import parse_config\n"
+        "import sys; from utils.config.parse import parse_config\n"
         "try: parse_config(['--help'], prog='train.py', description='Train.')\n"
         "except SystemExit: print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     )

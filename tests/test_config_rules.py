@@ -3,8 +3,8 @@
 import pytest
 from config_calls import parse, refused
 
-from utils.config import config_from
-from utils.settings import SETTINGS, Config
+from utils.config.parse import config_from
+from utils.config.settings import SETTINGS, Config
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from utils.config import config_from
-from utils.dataset_facts import DATASETS, DIGITS, dataset_facts, resolve_data
-from utils.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.config.parse import config_from
+from utils.config.settings import Config
+from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.facts import DATASETS, DIGITS, dataset_facts, resolve_data
 from utils.errors import UserError
-from utils.events import DIGITS_FILE
-from utils.settings import Config
+from utils.events.dataset import DIGITS_FILE
 
 
 def digits_config(**settings: Any) -> Config:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_recovery import TINY
 
-from utils import distributed
-from utils.checkpoint import read_checkpoint
-from utils.distributed import Place, choose_device, find_place
 from utils.errors import UserError
+from utils.run import distributed
+from utils.run.checkpoint import read_checkpoint
+from utils.run.distributed import Place, choose_device, find_place
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -134,8 +134,8 @@ def average_of_each_rank(argv: list[str]) -> None:
     from pathlib import Path
 
     import model  # noqa: F401 -- registers the models
-    from utils.config import parse_config
-    from utils.trainer import Trainer
+    from utils.config.parse import parse_config
+    from utils.train.trainer import Trainer
 
     cfg = parse_config(argv, prog="train.py", description="")
     with distributed.distributed(cfg) as process:
@@ -227,11 +227,11 @@ def test_cuda_asked_for_without_a_gpu_is_an_error(monkeypatch):
 
 def train_in_float64(path: str, synchronised: bool) -> None:
     """Three steps on fixed data; process r takes every world_size-th sample."""
-    from utils.settings import Config
+    from utils.config.settings import Config
 
     with distributed.distributed(Config(device="cpu")) as process:
         from model import SpikeDrivenTransformer
-        from utils.sync_batchnorm import convert_sync_batchnorm
+        from utils.run.sync_batchnorm import convert_sync_batchnorm
 
         torch.manual_seed(0)
         sizes = dict(img_size_h=8, img_size_w=8, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=1)

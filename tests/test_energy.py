@@ -11,17 +11,17 @@ from test_synapses import Multi, tiny_sdt
 from torch import nn
 
 from model import SpikeDrivenTransformer
-from utils.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
-from utils.distributed import Process
-from utils.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
-from utils.energy_extras import extra_rows, memory_bytes
-from utils.firing import FiringRecorder
-from utils.measurement import attention_sums, check_layers
-from utils.paper_energy import PAPER_READING, paper_energy
-from utils.sdt_shape import SdtShape
-from utils.synapse_counts import Counts, LayerCount
-from utils.synapses import SynapseRecorder
-from utils.verify import verify_spike_driven
+from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
+from utils.measure.energy_extras import extra_rows, memory_bytes
+from utils.measure.firing import FiringRecorder
+from utils.measure.measurement import attention_sums, check_layers
+from utils.measure.sdt.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
+from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
+from utils.measure.sdt.shape import SdtShape
+from utils.measure.synapse_counts import Counts, LayerCount
+from utils.measure.synapses import SynapseRecorder
+from utils.measure.verify import verify_spike_driven
+from utils.run.distributed import Process
 
 MACS = load_json("macs")
 GROUPS = {
@@ -299,7 +299,7 @@ def test_a_layer_without_a_path_of_additions_is_named():
     ],
 )
 def test_additions_give_what_the_conv_gives(conv):
-    from utils.verify import _add_conv2d
+    from utils.measure.verify import _add_conv2d
 
     torch.manual_seed(0)
     x = (torch.rand(3, 4, 6, 7, dtype=torch.float64) < 0.4).double()

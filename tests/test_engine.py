@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from tiny import lively, tiny
 from torch import nn
 
-from utils.config import config_from
-from utils.distributed import Process
-from utils.engine import TrainStep, evaluate, train_one_epoch
+from utils.config.parse import config_from
 from utils.errors import NonFiniteError
-from utils.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.run.distributed import Process
+from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.train.step import TrainStep, evaluate, train_one_epoch
 
 CPU = torch.device("cpu")
 ALONE = Process(rank=0, world_size=1, device=CPU)

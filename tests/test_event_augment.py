@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
-from utils import event_augment
-from utils.config import config_from
-from utils.event_augment import cutout, drop_area, drop_events, drop_random, drop_time, flip, frame_operations, trivial
+from utils.config.parse import config_from
+from utils.events import augment as event_augment
+from utils.events.augment import cutout, drop_area, drop_events, drop_random, drop_time, flip, frame_operations, trivial
 
 T, SIDE = 3, 32
 RANDOM = {

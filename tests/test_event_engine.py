@@ -10,10 +10,10 @@ import torch
 from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
 
 from model import SpikeDrivenTransformer
-from module import event_inference
-from module.event_inference import EventInference, why_not
-from module.event_layers import EventConv2d, use_engine
-from utils.synapses import SynapseRecorder
+from module.sparse import inference as event_inference
+from module.sparse.conv import EventConv2d, use_engine
+from module.sparse.inference import EventInference, why_not
+from utils.measure.synapses import SynapseRecorder
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"

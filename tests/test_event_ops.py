@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from golden import relative_error
 
-from module import event_crossover, event_kernels, event_ops, native
-from module.event_ops import event_conv2d, event_linear, pack_spikes, unpack_spikes
+from module.kernels import native
+from module.sparse import crossover as event_crossover
+from module.sparse import library as event_kernels
+from module.sparse import ops as event_ops
+from module.sparse.ops import event_conv2d, event_linear, pack_spikes, unpack_spikes
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"

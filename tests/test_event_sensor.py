@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import digits_dvs
-from utils.digits_dvs import expected_files, gaze, scene, simulate
-from utils.event_sensor import EventSensor
-from utils.events import DIGITS_FILE
+from utils.events import digits as digits_dvs
+from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import expected_files, gaze, scene, simulate
+from utils.events.sensor import EventSensor
 
 QUIET = dict(mismatch=0.0, noise_rate=0.0, refractory=0)
 

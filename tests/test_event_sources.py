@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from recordings import CLASSES, some_events, write_cifar10_dvs, write_gesture
 
-from utils import event_sources
 from utils.errors import UserError
-from utils.event_download import fetch, md5_of
-from utils.event_files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
-from utils.event_sources import SOURCES, event_samples, prepare_events
+from utils.events import sources as event_sources
+from utils.events.download import fetch, md5_of
+from utils.events.files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
+from utils.events.sources import SOURCES, event_samples, prepare_events
 
 CIFAR, GESTURE = SOURCES["cifar10-dvs"], SOURCES["gesture"]
 
@@ -224,7 +224,7 @@ def test_an_archive_that_points_outside_is_refused(cifar, tmp_path_factory) -> N
 
 @pytest.mark.slow
 def test_many_files_are_converted_by_several_processes(cifar, monkeypatch) -> None:
-    from utils import event_files
+    from utils.events import files as event_files
 
     samples = prepare_events(CIFAR, cifar)
     monkeypatch.setattr(event_files, "_TRIAL", -1.0)

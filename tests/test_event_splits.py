@@ -6,8 +6,8 @@ import pytest
 from recordings import names
 
 from utils.errors import UserError
-from utils.event_files import spikingjelly_datasets
-from utils.event_splits import Split, check_hash, split_by_folder, split_by_name
+from utils.events.files import spikingjelly_datasets
+from utils.events.splits import Split, check_hash, split_by_folder, split_by_name
 
 CLASSES = ["cat", "dog"]
 

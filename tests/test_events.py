@@ -14,14 +14,14 @@ from recordings import CLASSES, names, some_events, write_cifar10_dvs
 from test_event_sources import CIFAR, pretend
 from torchvision.transforms import functional as F
 
-from utils import event_tet
-from utils.config import config_from
-from utils.datasets import build_dataset, build_datasets
+from utils.config.parse import config_from
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.loaders import Loaders, build_eval_loader, build_loaders
 from utils.errors import UserError
-from utils.event_files import read_npz, write_events
-from utils.event_sources import MANIFEST, prepare_events
-from utils.event_tet import exact_frames, published_frames
-from utils.loaders import Loaders, build_eval_loader, build_loaders
+from utils.events import tet as event_tet
+from utils.events.files import read_npz, write_events
+from utils.events.sources import MANIFEST, prepare_events
+from utils.events.tet import exact_frames, published_frames
 
 CPU = torch.device("cpu")
 T = 4
@@ -184,7 +184,7 @@ def test_frames_of_another_shape_are_refused(root) -> None:
 
 
 def test_events_of_another_sensor_are_refused(tmp_path) -> None:
-    from utils.event_files import integrate
+    from utils.events.files import integrate
 
     events = some_events(20)
     write_events(tmp_path / "a.npz", events)
@@ -337,9 +337,9 @@ def test_stored_frames_use_the_smallest_exact_type(root) -> None:
 
 
 def test_a_run_does_not_go_on_with_another_split(root, tmp_path) -> None:
-    from utils.optim import make_optimizer, make_schedule
-    from utils.precision import Precision
-    from utils.run_state import RunState
+    from utils.run.precision import Precision
+    from utils.train.optim import make_optimizer, make_schedule
+    from utils.train.run_state import RunState
 
     model = torch.nn.Linear(2, 2)
     trained, now = config(root, split_hash="0123"), config(root, split_hash="4567")

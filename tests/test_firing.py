@@ -11,9 +11,9 @@ from tiny import lively, tiny
 from torch import nn
 
 from model import SpikeDrivenTransformer
-from utils.distributed import Process
-from utils.firing import FiringRecorder, FiringRow, as_dict, paper_name, rate_cells, write_csv
-from utils.tables import terminal
+from utils.measure.firing import FiringRecorder, FiringRow, as_dict, paper_name, rate_cells, write_csv
+from utils.report.tables import terminal
+from utils.run.distributed import Process
 
 ALONE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 

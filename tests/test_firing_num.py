@@ -15,11 +15,11 @@ from PIL import Image
 
 import firing_num
 from model import SpikeDrivenTransformer
-from utils.attention_map import attention_maps, to_pictures
-from utils.dataset_facts import DataSettings
-from utils.energy import COSTS
+from utils.data.facts import DataSettings
 from utils.errors import UserError
-from utils.rates_file import report_rates
+from utils.measure.attention_map import attention_maps, to_pictures
+from utils.measure.energy import COSTS
+from utils.measure.sdt.rates_file import report_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(folder, m
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(firing_num.tempfile, "TemporaryFile", forbidden)
-    monkeypatch.setattr("utils.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
+    monkeypatch.setattr("utils.measure.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
     with pytest.raises(UserError, match=r"out/locked cannot be written: Permission denied; choose another --output"):
         run(folder, "locked")
 
@@ -335,7 +335,7 @@ def test_published_rates_from_the_command_line(tmp_path, capsys):
 
 
 def test_a_network_that_is_not_spike_driven_ends_in_status_1(folder, monkeypatch, capsys):
-    from utils import verify
+    from utils.measure import verify
 
     wrong = verify.Verification(2, ["block.0.attn.q_conv"], [], None)
     monkeypatch.setattr(verify, "verify_spike_driven", lambda model, images: wrong)

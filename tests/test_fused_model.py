@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module import attention_ops, cpu_kernels, fused, norm_ops
+from module.kernels import attention as attention_ops
+from module.kernels import batchnorm as norm_ops
+from module.kernels import cpu as cpu_kernels
+from module.kernels import fused
 from module.neuron import make_neuron
 
 SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=2, pooling_stat="0011")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from golden import FORWARD_FILES, load_json, load_tensors, model_arguments, relative_error, under
 
 from model import SpikeDrivenTransformer
-from utils.losses import TETLoss
+from utils.train.losses import TETLoss
 
 # The golden data's README: logits and gradients agree to 1e-9 relative in float64.
 TOLERANCE = 1e-9

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.config import config_from
-from utils.datasets import build_dataset, build_datasets
+from utils.config.parse import config_from
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.loaders import build_loaders
 from utils.errors import UserError
-from utils.loaders import build_loaders
 
 READERS = ("timm.data.readers.reader_hfds", "timm.data.readers._hfds")  # they keep the package they found first
 

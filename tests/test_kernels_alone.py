@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from module import cpu_kernels, event_kernels, native
+from module.kernels import cpu as cpu_kernels
+from module.kernels import native
+from module.sparse import library as event_kernels
 
 PROGRAMS = Path(__file__).parent / "kernels"
 ARM = "aarch64-linux-gnu-"

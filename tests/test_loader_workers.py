@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import os, signal, sys, time
 import torch
-from utils.loader_workers import tie_to_the_main_process
+from utils.data.workers import tie_to_the_main_process
 
 class Slow(torch.utils.data.Dataset):
     def __len__(self):

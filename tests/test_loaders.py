@@ -12,13 +12,13 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from utils import loaders as loaders_module
-from utils.config import config_from, parse_config
-from utils.device_loader import Batch, DeviceLoader
+from utils.config.parse import config_from, parse_config
+from utils.data import loaders as loaders_module
+from utils.data.device_loader import Batch, DeviceLoader
+from utils.data.loaders import Loaders, build_eval_loader, build_loaders, collate
+from utils.data.mixing import build_mixup
+from utils.data.samplers import Pick
 from utils.errors import UserError
-from utils.loaders import Loaders, build_eval_loader, build_loaders, collate
-from utils.mixing import build_mixup
-from utils.samplers import Pick
 
 CPU = torch.device("cpu")
 DIGITS_CONFIG = Path(__file__).resolve().parent.parent / "conf" / "digits" / "1_64_15E_t4.yml"

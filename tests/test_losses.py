@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.config import config_from
-from utils.losses import TETLoss, make_train_loss
+from utils.config.parse import config_from
+from utils.train.losses import TETLoss, make_train_loss
 
 T, B, K = 3, 4, 5
 

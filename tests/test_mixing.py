@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.config import config_from
+from utils.config.parse import config_from
+from utils.data.mixing import EventMix, build_mixup
 from utils.errors import UserError
-from utils.mixing import EventMix, build_mixup
 
 B, T, SIDE, K = 6, 4, 16, 10
 

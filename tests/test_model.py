@@ -18,7 +18,7 @@ from tiny import TINY, lively, tiny
 from model import sdt
 from module import MS_SPS, MS_Block_Conv, MS_MLP_Conv, MS_SSA_Conv
 from module.neuron import make_neuron
-from utils.checkpoint import load_weights
+from utils.run.checkpoint import load_weights
 
 VARIANTS = {
     # name: (depths, D, image side, classes, pooling, parameters)

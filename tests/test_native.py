@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from module import cpu_kernels, event_kernels, native
-from module.native import Library, NativeError
+from module.kernels import cpu as cpu_kernels
+from module.kernels import native
+from module.kernels.native import Library, NativeError
+from module.sparse import library as event_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -104,7 +106,7 @@ def test_the_first_variant_that_compiles_links_and_loads_is_taken(library, cache
 
 def test_two_processes_at_once_make_one_file(library, cache):
     code = (
-        "import sys; from pathlib import Path; from module.native import Library, build;"
+        "import sys; from pathlib import Path; from module.kernels.native import Library, build;"
         "print('ready', flush=True); sys.stdin.readline();"
         f"print(build(Library('answer', ({library.sources[0]!r},), variants=((),)), Path({str(cache)!r})))"
     )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from module import cpu_kernels, neuron_ops
+from module.kernels import cpu as cpu_kernels
+from module.kernels import lif as neuron_ops
 from module.neuron import make_neuron, why_triton_cannot_be_used
 
 ROOT = Path(__file__).resolve().parent.parent

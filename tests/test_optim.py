@@ -11,10 +11,10 @@ from golden import load_json, load_tensors, model_arguments, under
 from torch import nn
 
 from model import SpikeDrivenTransformer
-from utils.config import config_from, load_yaml
+from utils.config.parse import config_from, load_yaml
+from utils.config.settings import SETTINGS
 from utils.errors import UserError
-from utils.optim import learning_rate, make_optimizer, make_schedule
-from utils.settings import SETTINGS
+from utils.train.optim import learning_rate, make_optimizer, make_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEDULES = load_json("lr_schedules")

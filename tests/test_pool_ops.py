@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import SpikeDrivenTransformer
-from module import cpu_kernels, pool_ops
-from module.pool_ops import can_pool, max_pool
+from module.kernels import cpu as cpu_kernels
+from module.kernels import pool as pool_ops
+from module.kernels.pool import can_pool, max_pool
 
 pytestmark = pytest.mark.skipif(cpu_kernels.why_unusable() is not None, reason=str(cpu_kernels.why_unusable()))
 

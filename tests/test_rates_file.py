@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from golden import table_s1
 
-from utils.energy import COSTS
 from utils.errors import UserError
-from utils.paper_energy import PAPER_READING, READINGS, Reading, paper_energy
-from utils.rates_file import read_rates, report_rates
+from utils.measure.energy import COSTS
+from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, paper_energy
+from utils.measure.sdt.rates_file import read_rates, report_rates
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"

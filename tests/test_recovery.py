@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import TINY_RUN
 
-from utils.checkpoint import read_checkpoint
+from utils.run.checkpoint import read_checkpoint
 
 TINY = f"""{TINY_RUN}val_batch_size: 120
 color_jitter: 0.0

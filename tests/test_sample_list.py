@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.config import config_from
-from utils.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.config.parse import config_from
+from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.loaders import build_loaders
+from utils.data.sample_list import ListedSamples
 from utils.errors import UserError
-from utils.events import DIGITS_FILE
-from utils.loaders import build_loaders
-from utils.sample_list import ListedSamples
+from utils.events.dataset import DIGITS_FILE
 
 SMALL = {"img_size": 16, "pooling_stat": "0000", "workers": 0, "hflip": 0.0}
 

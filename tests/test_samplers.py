@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from utils.samplers import EvalSampler, Pick, TrainSampler, mix_seed
+from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
 
 
 def picks(length: int, *, epoch: int = 0, start: int = 0, **options: float) -> list[Pick]:

@@ -10,9 +10,9 @@ import processes
 import pytest
 from tiny import TINY_RUN
 
-from utils.config import config_from
-from utils.run_state import _differences
-from utils.settings import MEASURE, SETTINGS, TRAIN
+from utils.config.parse import config_from
+from utils.config.settings import MEASURE, SETTINGS, TRAIN
+from utils.train.run_state import _differences
 
 TINY = f"""{TINY_RUN}val_batch_size: 180
 workers: 0
@@ -37,7 +37,7 @@ def record_reads(script: str, argv: list[str]) -> None:
     """Run a script, and write down the settings that were read."""
     import importlib
 
-    from utils.settings import Config
+    from utils.config.settings import Config
 
     read = set()
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from model import SpikeDrivenTransformer
 from module.neuron import sj_neuron
-from utils.distributed import Process
-from utils.firing import FiringRecorder
-from utils.measurement import attention_sums
-from utils.synapses import SynapseRecorder
+from utils.measure.firing import FiringRecorder
+from utils.measure.measurement import attention_sums
+from utils.measure.synapses import SynapseRecorder
+from utils.run.distributed import Process
 
 CPU = torch.device("cpu")
 

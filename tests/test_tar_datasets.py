@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from utils import tar_index as index_module
-from utils.config import config_from
-from utils.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.config.parse import config_from
+from utils.data import tar_index as index_module
+from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.loaders import Loaders, build_loaders
+from utils.data.tars import TarDataset
 from utils.errors import UserError
-from utils.events import DIGITS_FILE
-from utils.loaders import Loaders, build_loaders
-from utils.tar_datasets import TarDataset
+from utils.events.dataset import DIGITS_FILE
 
 CPU = torch.device("cpu")
 Content = dict[str, bytes]

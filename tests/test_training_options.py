@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recovery import TINY
 
-from utils.checkpoint import read_checkpoint
+from utils.run.checkpoint import read_checkpoint
 
 ONE_EPOCH = ["--epochs", "1", "--cooldown-epochs", "0", "-j", "0"]
 
@@ -125,7 +125,7 @@ def test_schedule_sets_other_learning_rates_than_the_cosine(folder, name):
 
 def test_split_statistics_are_those_of_each_copy():
     """The first copy is N(0, 1), the second N(10, 1), at every time step."""
-    from utils.split_batchnorm import convert_split_batchnorm
+    from utils.run.split_batchnorm import convert_split_batchnorm
 
     T, S, B = 4, 2, 8
     bn = convert_split_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(3, momentum=1.0)), S, T)
@@ -171,10 +171,10 @@ class Linear(torch.nn.Module):
 
 
 def test_accumulated_batches_train_like_one_large_batch():
-    from utils.distributed import Process
-    from utils.engine import TrainStep, train_one_epoch
-    from utils.precision import Precision
-    from utils.settings import Config
+    from utils.config.settings import Config
+    from utils.run.distributed import Process
+    from utils.run.precision import Precision
+    from utils.train.step import TrainStep, train_one_epoch
 
     torch.manual_seed(0)
     x, y = torch.randn(28, 5, 1, 1, dtype=torch.float64), torch.arange(28) % 3

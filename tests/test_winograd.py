@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from module import cpu_kernels, fused, winograd
+from module.kernels import cpu as cpu_kernels
+from module.kernels import fused, winograd
 from module.neuron import make_neuron
 
 pytestmark = pytest.mark.skipif(cpu_kernels.why_unusable() is not None, reason=str(cpu_kernels.why_unusable()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from module.kernels.lif import lif
 from module.neuron import make_neuron
-from module.neuron_ops import lif
 
 # As in the tests of the other backends; the interpreter rounds to bfloat16 towards zero.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2}

@@ -28,7 +28,7 @@ class UserError(ValueError):
     """
 
     # Processes that start alike fail alike: then one of them speaks for all. Inside a running group, where one
-    # may fail alone, `utils.distributed` finds out who speaks and sets this to False.
+    # may fail alone, `utils.run.distributed` finds out who speaks and sets this to False.
     in_every_process = True
 
 

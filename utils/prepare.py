@@ -11,11 +11,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.config.settings import EVENT_DATASETS
 from utils.errors import UserError, run_script
-from utils.settings import EVENT_DATASETS
 
 if TYPE_CHECKING:
-    from utils.event_splits import Split
+    from utils.events.splits import Split
 
 _DEFAULT_STEPS = {"digits-dvs": 5, "gesture": 16}  # of the configurations; else 10
 
@@ -52,12 +52,12 @@ def prepare(
     Raises:
         UserError: files are missing, damaged or do not fit together.
     """
-    from utils.config import config_from
-    from utils.event_files import make_frames
-    from utils.event_sources import prepare_events
-    from utils.event_splits import split_by_folder, split_by_name
-    from utils.event_tet import make_tet, open_tet
-    from utils.events import event_source, events_root, make_digits_dvs
+    from utils.config.parse import config_from
+    from utils.events.dataset import event_source, events_root, make_digits_dvs
+    from utils.events.files import make_frames
+    from utils.events.sources import prepare_events
+    from utils.events.splits import split_by_folder, split_by_name
+    from utils.events.tet import make_tet, open_tet
 
     # Through the settings, so that a split's name is checked and explained as it is in a configuration.
     cfg = config_from({"event_split": split_name}, source="--split")
@@ -84,7 +84,7 @@ def prepare(
 
 def describe(dataset: str, split: Split, root: Path) -> str:
     """Samples per class and part, and the split's hash."""
-    from utils.events import event_source
+    from utils.events.dataset import event_source
 
     classes = event_source(dataset).classes
     lines = [f"{dataset} in {root}, split {split.hash}", f"{'class':14}{'train':>8}{'test':>8}"]
@@ -95,9 +95,9 @@ def describe(dataset: str, split: Split, root: Path) -> str:
 
 def show(dataset: str, root: Path, steps: int, count: int, folder: Path) -> list[Path]:
     """Draw `count` evaluation samples, spread over the classes, as a picture and an animated GIF."""
-    from utils.config import config_from
-    from utils.event_pictures import animate_samples, draw_samples
-    from utils.events import build_events, event_source
+    from utils.config.parse import config_from
+    from utils.events.dataset import build_events, event_source
+    from utils.events.pictures import animate_samples, draw_samples
 
     source = event_source(dataset)
     cfg = config_from({"dataset": dataset, "data_dir": str(root), "time_steps": steps})

@@ -1,0 +1,1 @@
+"""Faster ways to compute the parts of the model, with the same result."""

@@ -1,0 +1,115 @@
+"""The multi-step neuron as one torch operator, `sdt::lif`, with its gradient and shape inference, so that autograd,
+`torch.compile`, `torch.export` and activation checkpointing see a single node that keeps one tensor: its input.
+
+SpikingJelly's neuron keeps several tensors per time step for the backward pass; here the membrane potentials are
+computed again from the input, which is a fraction of the memory traffic.
+
+The kernels: `cpp` (compiled, CPU), `triton` (CUDA), `lean` (vectorised torch, anywhere).
+
+Legend: T time steps, `*` any further dimensions. The input may be `[1, *]`: the same current at each of `steps` steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from module.kernels import cpu as cpu_kernels
+from module.kernels import lif_torch as lean_lif
+
+KERNELS = ("cpp", "triton", "lean")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the membrane potential: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether `x` has time outermost and no gaps, whatever the order of its other dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return x.shape[0] == 1 or x.stride(0) * x.shape[0] == x.numel()
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x`, copied only if it is not dense."""
+    return x if is_dense(x) else x.contiguous()
+
+
+def same_layout(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`g` with the strides of `x[0]` at each step, and in `dtype`; copied only if they differ."""
+    strides = output_strides(x)
+    if g.dtype == dtype and all(size == 1 or a == b for a, b, size in zip(g.stride(), strides, g.shape, strict=True)):
+        return g
+    return torch.empty_strided(g.shape, strides, dtype=dtype, device=g.device).copy_(g)
+
+
+def output_strides(x: Tensor) -> tuple[int, ...]:
+    return (x.numel() // x.shape[0], *x.stride()[1:])
+
+
+def empty_spikes(x: Tensor, steps: int) -> Tensor:
+    """`[steps, *]` in the memory order of the dense `x` `[steps or 1, *]`."""
+    return torch.empty_strided((steps, *x.shape[1:]), output_strides(x), dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("sdt::lif", mutates_args=())
+def lif(x: Tensor, decay: Tensor, steps: int, threshold: float, alpha: float, kernel: str) -> Tensor:
+    """Spikes `[steps, *]` in `x`'s dtype for the currents `x` `[steps or 1, *]`; `decay` (1/tau) is 0-dimensional."""
+    x = dense(x)
+    spikes = empty_spikes(x, steps)
+    if kernel == "cpp":
+        cpu_kernels.lif_forward(x, spikes, float(decay), threshold)
+    elif kernel == "triton":
+        from module.kernels import lif_triton as triton_kernels
+
+        triton_kernels.lif_forward(x, spikes, decay, threshold)
+    else:
+        lean_lif.forward(x, spikes, decay, threshold)
+    return spikes
+
+
+@lif.register_fake
+def _(x: Tensor, decay: Tensor, steps: int, threshold: float, alpha: float, kernel: str) -> Tensor:
+    return empty_spikes(dense(x), steps)
+
+
+@torch.library.custom_op("sdt::lif_backward", mutates_args=())
+def lif_backward(
+    g: Tensor, x: Tensor, decay: Tensor, threshold: float, alpha: float, kernel: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the current (shape of `x`) and of the decay, from `g` `[steps, *]`."""
+    x = dense(x)
+    g = same_layout(g, x, x.dtype)
+    gx = torch.empty_like(x)
+    if kernel == "cpp":
+        g_decay = cpu_kernels.lif_backward(g, x, gx, float(decay), threshold, alpha)
+        return gx, torch.full_like(decay, g_decay)
+    if kernel == "triton":
+        from module.kernels import lif_triton as triton_kernels
+
+        return gx, triton_kernels.lif_backward(g, x, gx, decay, threshold, alpha)
+    return gx, lean_lif.backward(g, x, gx, decay, threshold, alpha)
+
+
+@lif_backward.register_fake
+def _(g: Tensor, x: Tensor, decay: Tensor, threshold: float, alpha: float, kernel: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(x)), torch.empty_like(decay)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, decay, _, ctx.threshold, ctx.alpha, ctx.kernel = inputs
+    ctx.save_for_backward(x, decay)
+
+
+def _backward(ctx, g):  # type: ignore[no-untyped-def]
+    x, decay = ctx.saved_tensors
+    gx, g_decay = lif_backward(g, x, decay, ctx.threshold, ctx.alpha, ctx.kernel)
+    return gx, g_decay if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+lif.register_autograd(_backward, setup_context=_setup_context)

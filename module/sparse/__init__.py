@@ -1,0 +1,1 @@
+"""Convolutions that add the weight rows of active inputs."""

@@ -1,0 +1,208 @@
+"""From a YAML file and a command line to one valid `Config`: default < YAML (-c) < command line.
+
+In names, a hyphen equals an underscore. All problems of file and command line come in one `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config.command_line import Option, help_text, split_command_line
+from utils.config.field import shown
+from utils.config.rules import Finding, ignored, impossible
+from utils.config.settings import SETTINGS, Config
+from utils.config.yaml_file import Entry, read_yaml
+from utils.errors import UserError, did_you_mean
+
+LEGACY_AMP = ("apex_amp", "native_amp")
+
+
+class Source(IntEnum):
+    """Where a value came from; the higher one wins."""
+
+    DEFAULT = 0
+    YAML = 1
+    COMMAND_LINE = 2
+
+
+@dataclass
+class _Draft:
+    """Values read so far, with the place of each, and the problems met on the way.
+
+    prog: the program that will run with them, or None for a configuration that any program may run with
+    """
+
+    prog: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def read(self, name: str, value: Any, place: str, source: Source) -> None:
+        try:
+            self.values[name] = SETTINGS[name].read(value, text=source is Source.COMMAND_LINE)
+        except ValueError as error:
+            self.problems.append(f"{place}: {error}")
+            self.unreadable.add(name)
+        self.places[name] = place
+        self.sources[name] = source
+
+    def add_yaml(self, path: str) -> None:
+        try:
+            entries = read_yaml(path)
+        except UserError as error:
+            self.problems.append(str(error))
+            self.unreadable.update(SETTINGS)
+            return
+        self.add_entries(entries)
+
+    def add_entries(self, entries: list[Entry]) -> None:
+        """Take the entries of one YAML file or mapping."""
+        written: dict[str, Entry] = {}
+        for entry in entries:
+            name, place = entry.key.replace("-", "_"), f"{entry.place}: {entry.key}"
+            earlier = written.setdefault(name, entry)
+            if name not in SETTINGS:
+                self.problems.append(f"{place}: unknown setting{_hint(name)}")
+            elif name == "config":
+                self.problems.append(f"{place}: a file cannot name another one; give it with -c")
+            elif earlier is not entry and earlier.key == entry.key:
+                self.problems.append(f"{place}: written twice, first at {earlier.place}; keep one")
+                self.unreadable.add(name)
+            elif earlier is not entry and earlier.value != entry.value:
+                self.problems.append(
+                    f"{place}: {shown(entry.value)} contradicts {earlier.key}: {shown(earlier.value)} "
+                    f"at {earlier.place}, another spelling of the same setting; keep one"
+                )
+                self.unreadable.add(name)
+            else:
+                self.read(name, entry.value, place, Source.YAML)
+
+    def add_options(self, options: list[Option]) -> None:
+        for option in options:
+            self.read(option.name, option.value, option.written, Source.COMMAND_LINE)
+
+    def build(self) -> Config:
+        """The valid configuration.
+
+        Raises:
+            UserError: there are problems; it lists them all, one per line.
+        """
+        cfg = Config(**self._with_amp(), explicit=frozenset(self.places))
+        # A rule on a value that could not be read would complain about its default.
+        found = (f for f in impossible(cfg) if not self.unreadable.intersection(f.names))
+        self.problems += [self._line(f) for f in found if self._concerns(f)]
+        if self.problems:
+            count = len(self.problems)
+            title = f"{count} problems in the settings:\n  " if count > 1 else ""
+            raise UserError(title + "\n  ".join(self.problems))
+        return replace(cfg, warnings=tuple(self._line(f) for f in self._warnings(cfg) if self._concerns(f)))
+
+    def _concerns(self, finding: Finding) -> bool:
+        """Whether the program uses all the settings: one file serves two programs, each with settings of its own."""
+        return self.prog is None or all(SETTINGS[name].serves(self.prog) for name in finding.names)
+
+    def _with_amp(self) -> dict[str, Any]:
+        """The values, with amp switched on by its older names unless `amp` itself was given last."""
+        older = max((self.sources[n] for n in LEGACY_AMP if self.values.get(n)), default=Source.DEFAULT)
+        on = older > self.sources.get("amp", Source.DEFAULT)
+        return self.values | ({"amp": True} if on else {})
+
+    def _warnings(self, cfg: Config) -> Iterator[Finding]:
+        for finding in ignored(cfg):
+            if finding.names[0] in LEGACY_AMP:
+                reason = SETTINGS[finding.names[0]].rules.no_effect
+                outcome = "amp is switched on" if cfg.amp else "amp: false was given and wins"
+                yield Finding(finding.names, f"older name of amp: {reason}; {outcome}")
+            else:
+                yield finding
+
+    def _line(self, finding: Finding) -> str:
+        place = next((self.places[name] for name in finding.names if name in self.places), finding.names[0])
+        return f"{place}: {finding.message}"
+
+
+def parse_config(
+    argv: list[str], *, prog: str, description: str, option_means: Mapping[str, str] | None = None
+) -> Config:
+    """The configuration a command line stands for, with the YAML file it names; `--help` prints and exits.
+
+    An option that only another program uses is refused. The file may hold settings of all programs: those that `prog`
+    has no use for are read and checked for their type, and combinations with them are left alone.
+
+    `option_means` lets an option of the command line (not of the file) set another setting: a script that only
+    evaluates takes `--batch-size` for `val_batch_size`.
+
+    `Config.warnings` holds one line for each setting that was given and is ignored: log them.
+
+    Raises:
+        UserError: a setting is unknown, not valid or part of an impossible combination, an option is of another
+            program, or the file cannot be read; the message lists every problem of the file and the command line.
+        SystemExit: after `--help`.
+    """
+    means = option_means or {}
+    options, problems, wants_help = split_command_line(argv, prog, means)
+    if wants_help:
+        print(help_text(prog, description, means))
+        raise SystemExit(0)
+    draft = _Draft(prog)
+    path = next((option.value for option in reversed(options) if option.name == "config"), "")
+    if path:
+        draft.add_yaml(path)
+    draft.add_options(options)
+    draft.problems += problems
+    return draft.build()
+
+
+def load_yaml(path: str | Path) -> Config:
+    """The configuration of one YAML file alone.
+
+    Raises:
+        UserError: as `parse_config`.
+    """
+    draft = _Draft()
+    draft.add_yaml(str(path))
+    return replace(draft.build(), config=str(path))
+
+
+def config_from(mapping: Mapping[str, Any], *, source: str = "settings") -> Config:
+    """The configuration of a mapping from names to values, as `Config.as_dict` or a checkpoint has them.
+
+    Raises:
+        UserError: as `parse_config`; each line begins with `source`.
+    """
+    draft = _Draft()
+    draft.add_entries([Entry(str(key), value, source) for key, value in mapping.items()])
+    return draft.build()
+
+
+def to_yaml(cfg: Config) -> str:
+    """All settings as a YAML file by group, from which `load_yaml` reads an equal configuration."""
+    lines = [f"# All settings of a run started with {cfg.config or 'the command line alone'}."]
+    values = cfg.as_dict()
+    for group, names in groupby(values, key=lambda name: SETTINGS[name].rules.group):
+        lines += ["", f"# {group}"] + [f"{name}: {_scalar_or_flow(values[name])}" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _scalar_or_flow(value: Any) -> str:
+    # Strings in quotes: "0011" and "1e5" must not come back as numbers.
+    style = '"' if isinstance(value, str) else None
+    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _hint(name: str) -> str:
+    if name.startswith("no_") and name.removeprefix("no_") in SETTINGS:
+        return f"; write {name.removeprefix('no_')}: false"
+    if f"no_{name}" in SETTINGS:
+        return f"; the setting is no_{name}, with the opposite value"
+    return did_you_mean(name, SETTINGS) or "; --help lists the settings"

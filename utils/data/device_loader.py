@@ -1,0 +1,70 @@
+"""Batches on the device: (images, targets), float32 [B, C, H, W] and int64 [B]; event frames are [B, T, C, H, W]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+
+import torch
+from torch import Tensor
+
+from utils.data.workers import in_own_words
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DeviceLoader:
+    """Batches moved to the device and normalised there; on CUDA the next one is copied during the step.
+
+    statistics: mean and std per channel; None if there is nothing left to normalise
+    unit: what the loader's values have as one unit of the statistics (255 for uint8 images)
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        device: torch.device,
+        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+        unit: float = 255.0,
+    ) -> None:
+        self.batches, self.device = batches, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._mean = self._std = torch.empty(0)
+        self._normalise = statistics is not None
+        if statistics is not None:
+            # [1, C, 1, 1]; event frames have T before C, which broadcasts as well.
+            self._mean, self._std = (
+                torch.tensor(values, device=device).mul_(unit).view(1, -1, 1, 1) for values in statistics
+            )
+
+    def __len__(self) -> int:
+        assert isinstance(self.batches, Sized)
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._stream is None:
+            return (self._prepare(*batch) for batch in in_own_words(self.batches))
+        return self._copied_ahead(self._stream)
+
+    def _prepare(self, images: Tensor, targets: Tensor) -> Batch:
+        images = images.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=True)
+        if self._normalise:
+            return (images.float() - self._mean).div_(self._std), targets
+        if not images.is_floating_point():
+            images = images.float()  # bytes on the wire
+        return images, targets
+
+    def _copied_ahead(self, stream: torch.cuda.Stream) -> Iterator[Batch]:
+        ready: Batch | None = None
+        for batch in in_own_words(self.batches):
+            with torch.cuda.stream(stream):
+                coming = self._prepare(*batch)
+            if ready is not None:
+                yield ready
+            consumer = torch.cuda.current_stream(self.device)
+            consumer.wait_stream(stream)
+            for tensor in coming:
+                tensor.record_stream(consumer)  # the side stream must not reuse its memory before the step is done
+            ready = coming
+        if ready is not None:
+            yield ready

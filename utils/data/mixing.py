@@ -1,0 +1,103 @@
+"""Mixing the samples of a batch: timm's mixup and cutmix, for events as videos, and EventMix.
+
+Legend: B batch, T time steps, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor
+
+from utils.config.rules import mixes
+from utils.data.facts import dataset_facts
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+# Images or frames and labels [B] -> mixed ones and targets [B, K]
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_COMPONENTS = 3  # of the Gaussian mixture that shapes EventMix's mask
+
+
+class VideoMixup:
+    """timm's mixup and cutmix on [B, T, C, H, W]: one weight or one box, the same at all T steps of a pair."""
+
+    def __init__(self, mixup: Mixup) -> None:
+        self.mixup = mixup
+
+    def __call__(self, frames: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, C, H, W] and labels [B] -> mixed frames and targets [B, K]."""
+        # As [B, T * C, H, W] the last two axes are space, which is where timm's boxes are cut.
+        mixed, soft = self.mixup(frames.flatten(1, 2).contiguous(), targets)
+        return mixed.view(frames.shape), soft
+
+
+class EventMix:
+    """Pairs of samples joined along a random surface in space and time (EventMix: Shen et al., Information Sciences
+    644, 2023, arXiv 2205.12054).
+
+    Where a Gaussian mixture over (t, y, x) is dense, events are those of the one sample, elsewhere those of the
+    other. The share of the volume is drawn from Beta(alpha, alpha); the label weight is the share of the events.
+
+    Args:
+        alpha: of the beta distribution.
+        num_classes: K.
+        smoothing: label smoothing.
+    """
+
+    def __init__(self, alpha: float, num_classes: int, smoothing: float) -> None:
+        self.alpha, self.num_classes, self.smoothing = alpha, num_classes, smoothing
+
+    def __call__(self, frames: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, C, H, W] and labels [B] -> mixed frames and targets [B, K]."""
+        others = frames.roll(1, 0)
+        T, _, H, W = frames.shape[1:]
+        masks = torch.stack([self._mask((T, H, W), frames.device) for _ in range(len(frames))]).unsqueeze(2)
+        mixed = torch.where(masks, frames, others)
+        own = (frames * masks).sum(dim=(1, 2, 3, 4))
+        total = mixed.sum(dim=(1, 2, 3, 4))
+        weight = torch.where(total > 0, own / total, 1.0).unsqueeze(1)  # [B, 1]
+        labels = F.one_hot(targets, self.num_classes).to(frames.dtype)
+        labels = labels * (1.0 - self.smoothing) + self.smoothing / self.num_classes
+        return mixed, labels * weight + labels.roll(1, 0) * (1.0 - weight)
+
+    def _mask(self, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+        """Which places of [T, H, W] come from a sample itself, bool."""
+        axes = [(torch.arange(n, device=device) + 0.5) / n for n in shape]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [T, H, W, 3]
+        density = torch.zeros(shape, device=device)
+        for _ in range(_COMPONENTS):
+            mean = torch.from_numpy(np.random.uniform(size=3)).to(places)
+            # A random precision matrix: directions and extents of the component, about a quarter of each axis.
+            factor = torch.from_numpy(np.random.normal(scale=4.0, size=(3, 3))).to(places)
+            density += np.random.uniform(0.5, 1.0) * torch.exp(-0.5 * ((places - mean) @ factor).square().sum(-1))
+        count = round(float(np.random.beta(self.alpha, self.alpha)) * density.numel())
+        mask = torch.zeros(density.numel(), dtype=torch.bool, device=device)
+        mask[density.flatten().topk(count).indices] = True
+        return mask.view(shape)
+
+
+def build_mixup(cfg: Config) -> Mixing | None:
+    """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one."""
+    if cfg.event_mix > 0 and dataset_facts(cfg.dataset).events:
+        return EventMix(cfg.event_mix, cfg.num_classes, cfg.smoothing)
+    if not mixes(cfg):
+        return None
+    mixup = Mixup(
+        mixup_alpha=cfg.mixup,
+        cutmix_alpha=cfg.cutmix,
+        cutmix_minmax=cfg.cutmix_minmax,
+        prob=cfg.mixup_prob,
+        switch_prob=cfg.mixup_switch_prob,
+        mode=cfg.mixup_mode,
+        label_smoothing=cfg.smoothing,
+        num_classes=cfg.num_classes,
+    )
+    return VideoMixup(mixup) if dataset_facts(cfg.dataset).events else mixup

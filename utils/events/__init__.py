@@ -1,0 +1,1 @@
+"""Event-camera data: files, frames, splits and augmentation."""

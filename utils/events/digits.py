@@ -1,0 +1,98 @@
+"""The embedded event set: the embedded digits, seen by a simulated event camera during three saccades.
+
+Made where it is first used, in seconds, and not kept in git: 1,797 small binary files would weigh on each clone, and
+their content follows from data/digits/digits.npz and the constants below. Recording moving digits with an event
+camera follows N-MNIST (Orchard et al., Frontiers in Neuroscience 9:437, 2015).
+
+Legend: B images, H x W pixels, t microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from utils.events.sensor import Events, EventSensor, Floats
+
+SIDE = 32  # pixels of the sensor
+_INK = 24  # pixels that the 8 x 8 image is enlarged to
+_DARK, _BRIGHT = 0.1, 1.0  # intensity of paper and of full ink: a bright digit on a dark screen, as in N-MNIST
+_DURATION, _STEP = 300_000, 2_000  # microseconds: three saccades of 100 ms, an image each 2 ms
+# Corners of the path in pixels, (x, y): down and right, up and right, and back.
+_CORNERS = np.array([[-3.0, -3.0], [0.0, 3.0], [3.0, -3.0], [-3.0, -3.0]])
+_SEED = 2023
+_BATCH = 64  # images simulated at once: bounds the memory, without effect on the events
+
+SENSOR = EventSensor(SIDE, SIDE, seed=_SEED)
+
+
+def gaze(t: float) -> tuple[float, float]:
+    """Shift of the image in pixels (x, y) at time t, on a closed triangle at constant speed along each side."""
+    place = min(max(t / _DURATION, 0.0), 1.0) * (len(_CORNERS) - 1)
+    leg = min(int(place), len(_CORNERS) - 2)
+    x, y = _CORNERS[leg] + (place - leg) * (_CORNERS[leg + 1] - _CORNERS[leg])
+    return float(x), float(y)
+
+
+def scene(images: NDArray[np.uint8]) -> Callable[[float], Floats]:
+    """Digits uint8 [B, 8, 8], 0 paper to 255 ink -> intensities [B, H, W] as a function of t."""
+    reach = int(np.ceil(np.abs(_CORNERS).max())) + 1  # pixels beyond the sensor that the path brings into view
+    canvas = np.zeros((len(images), SIDE + 2 * reach, SIDE + 2 * reach))
+    corner = reach + (SIDE - _INK) // 2
+    for i, image in enumerate(images):
+        enlarged = Image.fromarray(image).resize((_INK, _INK), Image.Resampling.BILINEAR)
+        canvas[i, corner : corner + _INK, corner : corner + _INK] = np.asarray(enlarged) / 255.0
+    canvas = _DARK + (_BRIGHT - _DARK) * canvas
+
+    def seen(t: float) -> Floats:
+        x, y = gaze(t)
+        left, top = reach - x, reach - y
+        column, row = int(np.floor(left)), int(np.floor(top))
+        across, down = left - column, top - row
+        view = canvas[:, row : row + SIDE + 1, column : column + SIDE + 1]
+        rows = (1.0 - down) * view[:, :-1] + down * view[:, 1:]
+        mixed: Floats = (1.0 - across) * rows[:, :, :-1] + across * rows[:, :, 1:]
+        return mixed
+
+    return seen
+
+
+def simulate(images: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[Events]:
+    """The events of digits uint8 [B, 8, 8]; `numbers` [B] are their places in the whole set, for the noise."""
+    seeds = [(_SEED, int(number)) for number in numbers]
+    return SENSOR.record(scene(images), _DURATION, _STEP, seeds)
+
+
+def file_name(number: int) -> str:
+    """The event file of a digit, by its place in digits.npz."""
+    return f"digit_{number:04d}.npz"
+
+
+def expected_files(digits: Path) -> dict[str, list[int]]:
+    """Folder ('train/3') -> places of its digits in `digits` (digits.npz)."""
+    with np.load(digits, allow_pickle=False) as content:
+        labels, is_test = content["labels"], content["is_test"]
+    folders: dict[str, list[int]] = {}
+    for number, (label, test) in enumerate(zip(labels.tolist(), is_test.tolist(), strict=True)):
+        folders.setdefault(f"{'test' if test else 'train'}/{label}", []).append(number)
+    return folders
+
+
+def make(digits: Path, events_root: Path, write: Callable[[Path, Events], None], done: Callable[[int], None]) -> None:
+    """Write the event files that `events_root` lacks, with `write`; `done` is told how many each time."""
+    folders = {number: folder for folder, numbers in expected_files(digits).items() for number in numbers}
+    targets = {number: events_root / folder / file_name(number) for number, folder in folders.items()}
+    missing = [number for number in sorted(targets) if not targets[number].is_file()]
+    with np.load(digits, allow_pickle=False) as content:
+        images = (content["images"].astype(np.uint16) * 255 // 16).astype(np.uint8)
+    done(len(targets) - len(missing))
+    for start in range(0, len(missing), _BATCH):
+        numbers = np.array(missing[start : start + _BATCH])
+        for number, events in zip(numbers.tolist(), simulate(images[numbers], numbers), strict=True):
+            targets[number].parent.mkdir(parents=True, exist_ok=True)
+            write(targets[number], events)
+        done(len(numbers))

@@ -1,0 +1,264 @@
+"""From the archives of an event data set to its event files: checksums, extraction, conversion, completeness.
+
+The folder tree is SpikingJelly's: `download/` (archives), `extract/`, `events_np/`. `prepared.json` beside them holds
+the number of samples per class once all of them were converted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.events.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
+from utils.events.download import check_archives, fetch
+from utils.events.files import (
+    EVENTS,
+    is_whole,
+    list_samples,
+    make_folder,
+    progress_bar,
+    read_json,
+    run_jobs,
+    spikingjelly_datasets,
+    write_events,
+    write_json,
+)
+
+MANIFEST = "prepared.json"
+_CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# Class folders in SpikingJelly's order, that of text: class index 2 is the folder '10'. Released weights depend on it.
+_GESTURES = sorted(str(label) for label in range(11))
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """What is known of the files of one event data set."""
+
+    name: str
+    side: int  # pixels of the square sensor
+    classes: list[str]  # folder names by class index
+    parts: tuple[str, ...]  # ('train', 'test') where the set brings its split, else ()
+    total: dict[str, int]  # samples by part ('' without parts) as published; {} where digits.npz decides
+    reader: str = ""  # module and class in spikingjelly.datasets, which know archives and checksums
+    paper: str = ""
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of samples below events_np."""
+        return [f"{part}/{name}" for part in self.parts for name in self.classes] if self.parts else self.classes
+
+    def archives(self) -> list[tuple[str, str, str]]:
+        """Name, address and MD5 of each file to download, as SpikingJelly has them."""
+        found: list[tuple[str, str, str]] = self._reader().resource_url_md5()
+        return found
+
+    def downloadable(self) -> bool:
+        """Whether their host lets programs fetch them, as SpikingJelly has it."""
+        return bool(self._reader().downloadable())
+
+    def _reader(self) -> Any:
+        spikingjelly_datasets()  # first, with its warnings silenced
+        module, name = self.reader.split(".")
+        return getattr(importlib.import_module(f"spikingjelly.datasets.{module}"), name)
+
+
+SOURCES = {
+    "digits-dvs": EventSource("digits-dvs", 32, [str(label) for label in range(10)], ("train", "test"), {}),
+    "cifar10-dvs": EventSource(
+        "cifar10-dvs",
+        128,
+        _CIFAR10,
+        (),
+        {"": 10_000},
+        "cifar10_dvs.CIFAR10DVS",
+        "Li et al., Frontiers in Neuroscience 11:309, 2017",
+    ),
+    "gesture": EventSource(
+        "gesture",
+        128,
+        _GESTURES,
+        ("train", "test"),
+        {"train": 1176, "test": 288},
+        "dvs128_gesture.DVS128Gesture",
+        "Amir et al., CVPR 2017; about 3 GB to download and 5 GB extracted",
+    ),
+}
+
+
+def event_samples(source: EventSource, root: Path) -> dict[str, list[str]]:
+    """Folder -> event files, complete.
+
+    Raises:
+        UserError: nothing was prepared yet, a class is empty, or samples are missing.
+    """
+    if not (root / EVENTS).is_dir():
+        raise UserError(what_to_do(source, root))
+    samples = list_samples(root / EVENTS, source.folders)
+    check_complete(source, root, root / EVENTS, samples)
+    return samples
+
+
+def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[str, list[str]]) -> None:
+    """UserError unless `samples`, found in `folder`, are all of the set."""
+    remedy = f"finish it with python -m utils.prepare {source.name}"
+    for name, files in samples.items():
+        if not files:
+            raise UserError(f"class folder {folder / name} holds no samples; {remedy}")
+    manifest = root / MANIFEST
+    if manifest.is_file():
+        expected = read_json(manifest)["samples"]
+        for name, files in samples.items():
+            if len(files) != expected.get(name):
+                raise UserError(f"{folder / name} holds {len(files)} of {expected.get(name)} samples; {remedy}")
+        return
+    for part, total in source.total.items():
+        count = sum(len(files) for name, files in samples.items() if name.startswith(part))
+        if count != total:
+            raise UserError(f"{folder / part} holds {count:,} samples, the published set {total:,}; {remedy}")
+
+
+def what_to_do(source: EventSource, root: Path) -> str:
+    """One message: which files are missing, from where, with which checksum, and where they go."""
+    lines = [f"{root}: no files of {source.name} ({source.paper}). Download into {root / 'download'}:"]
+    lines += [f"    {name:20} MD5 {md5}  {url}" for name, url, md5 in source.archives()]
+    return "\n".join([*lines, f"  then run: python -m utils.prepare {source.name} --data-dir {root}"])
+
+
+def prepare_events(source: EventSource, root: Path, *, download: bool = False) -> dict[str, list[str]]:
+    """Bring `events_np` to completion from `download/` or `extract/`; returns its samples.
+
+    download: first fetch the archives that are missing, where their host lets programs do so
+
+    Raises:
+        UserError: an archive is missing or damaged, or a recording is; what was converted so far stays.
+    """
+    try:
+        return event_samples(source, root)
+    except UserError:
+        if not download and not (root / "download").is_dir() and not (root / "extract").is_dir():
+            raise
+    if download and not source.downloadable():
+        raise UserError(f"{source.name} cannot be downloaded by a program. {what_to_do(source, root)}")
+    if download:
+        fetch(source.archives(), root / "download")
+    if (root / "download").is_dir():
+        check_archives(source.archives(), root / "download")
+        for name, _, _ in source.archives():
+            extract(root / "download" / name, root / "extract")
+    for folder in source.folders:
+        make_folder(root / EVENTS / folder)
+    run_jobs(*_CONVERTERS[source.name](source, root))
+    samples = list_samples(root / EVENTS, source.folders)
+    if (root / "download").is_dir():
+        # Made from verified archives: these are all samples, whatever their number.
+        counts = {folder: len(files) for folder, files in samples.items()}
+        write_json(root / MANIFEST, {"dataset": source.name, "samples": counts})
+    check_complete(source, root, root / EVENTS, samples)
+    return samples
+
+
+def extract(archive: Path, target: Path) -> None:
+    """Unpack the files that `target` lacks, each whole or not at all; other files than archives are left alone."""
+    if archive.suffix not in (".zip", ".gz"):
+        return
+    base = target.resolve()
+    try:
+        with progress_bar(None, f"extract {archive.name}", "file") as bar:
+            for name, size, open_member in _members(archive):
+                bar.update()
+                path = (target / name).resolve()
+                if not path.is_relative_to(base):
+                    raise UserError(
+                        f"{archive} holds {name!r}, which points outside of {target}; it is not the original"
+                    )
+                if path.is_file() and path.stat().st_size == size:
+                    continue
+                make_folder(path.parent)
+                partial = path.with_name(f".{path.name}.partial")
+                with open_member() as read, partial.open("wb") as write:
+                    shutil.copyfileobj(read, write, 1 << 20)
+                partial.replace(path)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be extracted to {target} ({error}); check it and the free space") from error
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            for info in file.infolist():
+                if not info.is_dir():
+                    yield info.filename, info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
+        return
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]
+
+
+_Jobs = tuple[Callable[..., None], list[tuple[Any, ...]], str]
+
+
+def _cifar10_dvs_jobs(source: EventSource, root: Path) -> _Jobs:
+    jobs = []
+    for name in source.classes:
+        recordings = sorted((root / "extract" / name).glob("*.aedat"))
+        if not recordings:
+            raise UserError(f"class folder {root / 'extract' / name} holds no recordings; extract its archive again")
+        targets = [(path, root / EVENTS / name / f"{path.stem}.npz") for path in recordings]
+        jobs += [(path, target) for path, target in targets if not is_whole(target, "p")]
+    return _convert_cifar10_dvs, jobs, "events"
+
+
+def _convert_cifar10_dvs(recording: Path, target: Path) -> None:
+    write_events(target, read_cifar10_dvs(recording))
+
+
+def _gesture_jobs(source: EventSource, root: Path) -> _Jobs:
+    folder = root / "extract" / "DvsGesture"
+    jobs = []
+    for part in source.parts:
+        listing = folder / f"trials_to_{part}.txt"
+        if not listing.is_file():
+            raise UserError(f"{listing} does not exist; extract DvsGesture.tar.gz again")
+        for name in filter(None, map(str.strip, listing.read_text().splitlines())):
+            recording = folder / name
+            pieces = gesture_pieces(recording, root / EVENTS / part)
+            if not all(is_whole(target, "p") for target, _, _ in pieces):
+                jobs.append((recording, pieces))
+    return _convert_gesture, jobs, "recordings"
+
+
+def gesture_pieces(recording: Path, target: Path) -> list[tuple[Path, int, int]]:
+    """The samples in a recording, by its list of labels: event file, start and end in microseconds.
+
+    Names and numbers are SpikingJelly's: classes count from 0, and samples of one class in one recording too.
+    """
+    labels = read_gesture_labels(recording.with_name(f"{recording.stem}_labels.csv"))
+    seen = [0] * len(_GESTURES)
+    pieces = []
+    for label, start, end in labels.tolist():
+        pieces.append((target / str(label - 1) / f"{recording.stem}_{seen[label - 1]}.npz", start, end))
+        seen[label - 1] += 1
+    return pieces
+
+
+def _convert_gesture(recording: Path, pieces: list[tuple[Path, int, int]]) -> None:
+    events = read_gesture(recording)
+    for target, start, end in pieces:
+        inside = (events["t"] >= start) & (events["t"] < end)
+        if not inside.any():
+            raise UserError(f"{recording} has no events from {start} to {end} us ({target.name}); it is truncated")
+        write_events(target, {key: values[inside] for key, values in events.items()})
+
+
+_CONVERTERS: dict[str, Callable[[EventSource, Path], _Jobs]] = {
+    "cifar10-dvs": _cifar10_dvs_jobs,
+    "gesture": _gesture_jobs,
+}

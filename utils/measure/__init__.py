@@ -1,0 +1,1 @@
+"""Firing rates, operations and energy of a model."""

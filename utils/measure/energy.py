@@ -1,0 +1,249 @@
+"""From counted operations to energy: what each layer of a spiking network costs per sample, in picojoules.
+
+This is arithmetic on operation counts, compute only. It is not measured power: memory traffic, clocking and leakage
+are outside of it. For any network of Conv, Linear and spiking neurons:
+
+    from utils.measure.energy import measure_energy
+    report = measure_energy(model, batches)
+    print(report.total_mJ, report.rows)
+
+Costs per operation: 45 nm CMOS (Horowitz, ISSCC 2014), the figures of the paper's supplement S1.
+Legend: T time steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import listed
+from utils.measure.sdt.shape import layer_paper_name
+from utils.measure.synapse_counts import Counts, LayerCount, SumCount
+from utils.measure.synapses import SynapseRecorder
+
+PJ_PER_MJ = 1e9
+DISCLAIMER = "compute only, not measured power"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Energy of one operation in pJ: `mac` multiplies and adds, `ac` only adds."""
+
+    name: str
+    mac: float
+    ac: float
+    bytes_per_value: int = 4
+
+    def of(self, kind: str) -> float:
+        return self.mac if kind == "MAC" else self.ac
+
+    def __str__(self) -> str:
+        return f"{self.name} (MAC {self.mac:g} pJ, AC {self.ac:g} pJ)"
+
+
+COSTS = {
+    "fp32": Cost("45 nm fp32", 4.6, 0.9, 4),
+    "fp16": Cost("45 nm fp16", 1.5, 0.4, 2),
+    "int8": Cost("45 nm int8", 0.23, 0.03, 1),
+}
+
+
+@dataclass(frozen=True)
+class EnergyRow:
+    """One layer (or extra) and what it is charged, per sample."""
+
+    name: str
+    kind: str  # MAC, AC; of an extra: what it is counted in
+    operations: float  # charged
+    energy_pJ: float
+    charged: str  # how the operations were counted, in words
+    paper_name: str = ""
+    type: str = ""
+    macs_per_step: int = 0
+    steps: int = 0
+    rate: list[float] = field(default_factory=list)  # per step: what enters, or in `paper` mode what is charged
+    formula_operations: float | None = None  # MACs x rate, over all steps
+    exact_operations: float | None = None  # operations really needed, over all steps
+
+    @property
+    def mean_rate(self) -> float:
+        return sum(self.rate) / len(self.rate) if self.rate else 0.0
+
+
+@dataclass(frozen=True)
+class EnergyReport:
+    """What one sample costs, by layer."""
+
+    mode: str
+    first_conv: str
+    cost: Cost
+    time_steps: int
+    rows: list[EnergyRow]
+    extras: list[EnergyRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    other_first_conv_mJ: float | None = None  # the total, had the first conv been treated the other way
+
+    @property
+    def total_pJ(self) -> float:
+        """Without the extras."""
+        return sum(row.energy_pJ for row in self.rows)
+
+    @property
+    def total_mJ(self) -> float:
+        return self.total_pJ / PJ_PER_MJ
+
+    @property
+    def extras_mJ(self) -> float:
+        return sum(row.energy_pJ for row in self.extras) / PJ_PER_MJ
+
+    @property
+    def other_first_conv(self) -> str:
+        """The treatment of the first conv that `other_first_conv_mJ` is the total of."""
+        return "per_step" if self.first_conv == "once" else "once"
+
+    def operations(self, kind: str) -> float:
+        """Charged operations of one kind, `MAC` or `AC`."""
+        return sum(row.operations for row in self.rows if row.kind == kind)
+
+    @property
+    def accounting(self) -> str:
+        """Mode, first conv and costs, in one line: part of every total that is printed."""
+        return f"mode {self.mode}, first conv {self.first_conv}, {self.cost}, {DISCLAIMER}"
+
+
+def measure_energy(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    mode: str = "exact",
+    first_conv: str = "per_step",
+    cost: Cost = COSTS["fp32"],
+) -> EnergyReport:
+    """The energy of `model` per sample, averaged over `batches`, counted while it evaluates them.
+
+    Args:
+        model: any module with spiking neurons; it is called as `model(batch)` in evaluation mode.
+        batches: inputs, the samples along their first dimension or, time first, along their second.
+        mode: `exact` charges the operations really needed, `formula` MACs x rate of what enters.
+        first_conv: `per_step`, or `once` for a static image, which is the same at every step.
+
+    Raises:
+        ValueError: an unknown mode or treatment, no batch, or layers whose time steps cannot be told.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with SynapseRecorder(model, exact=mode == "exact") as recorder, torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        model.train(training)
+    return account(recorder.counts(), mode=mode, first_conv=first_conv, cost=cost)
+
+
+def account(
+    counts: Counts,
+    *,
+    mode: str = "exact",
+    first_conv: str = "per_step",
+    cost: Cost = COSTS["fp32"],
+    sum_rates: Mapping[str, list[float]] | None = None,
+) -> EnergyReport:
+    """Charge what a recorder counted.
+
+    Args:
+        mode, first_conv, cost: as in `measure_energy`.
+        sum_rates: `formula` only, for each weightless sum the rate per step that the formula charges for it;
+            by default the rate of what is summed.
+
+    Raises:
+        ValueError: an unknown mode or treatment, or `exact` without exact counts.
+    """
+    if mode not in ("exact", "formula"):
+        raise ValueError(f"mode={mode!r} is not one of exact, formula (paper needs the sizes of the model)")
+    if first_conv not in ("per_step", "once"):
+        raise ValueError(f"first_conv={first_conv!r} is not one of per_step, once")
+    rows = [_layer_row(layer, mode, cost) for layer in counts.layers]
+    rows += [_sum_row(part, mode, cost, (sum_rates or {}).get(part.name)) for part in counts.sums]
+    total = sum(row.energy_pJ for row in rows)
+    once = _charged_once(rows[0], counts.layers[0], mode, cost)
+    other = None
+    if once is not None:
+        alternative = total - rows[0].energy_pJ + once.energy_pJ
+        other = (total if first_conv == "once" else alternative) / PJ_PER_MJ
+        rows[0] = once if first_conv == "once" else rows[0]
+    rows.sort(key=lambda row: counts.order.index(row.name))
+    return EnergyReport(
+        mode, first_conv, cost, counts.time_steps, rows, notes=_notes(counts), other_first_conv_mJ=other
+    )
+
+
+def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
+    kind = "AC" if layer.is_binary else "MAC"
+    formula = layer.macs_per_step * sum(layer.rate)
+    exact = None if layer.synops is None else sum(layer.synops) / layer.samples
+    if mode == "exact" and exact is None:
+        raise ValueError("mode='exact' needs a recorder that counted exactly (exact=True)")
+    operations = formula if mode == "formula" or exact is None else exact
+    return EnergyRow(
+        name=layer.name,
+        paper_name=layer_paper_name(layer.name),
+        type=layer.type,
+        kind=kind,
+        macs_per_step=layer.macs_per_step,
+        steps=layer.steps,
+        rate=layer.rate,
+        formula_operations=formula,
+        exact_operations=exact,
+        operations=operations,
+        energy_pJ=operations * cost.of(kind),
+        charged="MACs x entering rate" if mode == "formula" else "operations needed",
+    )
+
+
+def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | None) -> EnergyRow:
+    rate = [count / (part.inputs_per_step * part.samples) for count in part.nonzero]
+    exact = sum(part.nonzero) / part.samples
+    formula = part.inputs_per_step * sum(formula_rate or rate)
+    operations = exact if mode == "exact" else formula
+    return EnergyRow(
+        name=part.name,
+        paper_name=layer_paper_name(part.name),
+        type="sum",
+        kind="AC",
+        macs_per_step=part.inputs_per_step,
+        steps=len(part.nonzero),
+        rate=rate,
+        formula_operations=formula,
+        exact_operations=exact,
+        operations=operations,
+        energy_pJ=operations * cost.ac,
+        charged="additions needed" if mode == "exact" else "N D x (rate of Q_S + rate of K_S)",
+    )
+
+
+def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> EnergyRow | None:
+    """The first layer charged for its first step only; None if it takes spikes or runs once anyway."""
+    if row.kind != "MAC" or row.steps == 1:
+        return None
+    if mode == "exact" and layer.synops is not None:
+        operations = layer.synops[0] / layer.samples
+    else:
+        operations = layer.macs_per_step * layer.rate[0]
+    charged = f"{row.charged}, once of {row.steps} equal steps"
+    return replace(row, operations=operations, energy_pJ=operations * cost.mac, charged=charged)
+
+
+def _notes(counts: Counts) -> list[str]:
+    notes = []
+    if counts.never_called:
+        notes.append(f"no part of the forward pass, so not charged: {listed(counts.never_called)}")
+    if counts.uncounted:
+        notes.append(f"NOT COUNTED, only Conv and Linear layers are: {listed(counts.uncounted)}")
+    late = [layer.name for layer in counts.layers[1:] if not layer.is_binary]
+    if late:
+        notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {listed(late)}")
+    return notes

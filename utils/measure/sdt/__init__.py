@@ -1,0 +1,1 @@
+"""What is true of the Spike-driven Transformer (V1) only."""

@@ -1,0 +1,102 @@
+"""One checkpoint at several numbers of time steps: accuracy, firing rate, energy and latency of each.
+
+Legend: T time steps, B batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from utils.measure.measurement import Measurement
+from utils.run.precision import Precision
+
+_ROUNDS = (7, 51)  # at least, and at most
+_BUDGET = 3.0  # seconds for rounds beyond the least number
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One number of time steps."""
+
+    time_steps: int
+    top1_percent: float
+    top5_percent: float
+    mean_firing_rate: float
+    energy_mJ: float
+    mode: str
+    first_conv: str
+    latency_ms: float  # of one sample alone, without counting: median
+
+
+def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
+    """Evaluate at each T, all processes together. Static images are shown T times, events are cut into T frames."""
+    measured = []
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            measured.append(measurement.evaluate(f"T = {T}"))
+    latencies = latencies_ms(measurement, time_steps)
+    return [
+        SweepPoint(
+            time_steps=T,
+            top1_percent=found.accuracy.top1,
+            top5_percent=found.accuracy.top5,
+            mean_firing_rate=found.mean_firing_rate,
+            energy_mJ=found.energy.total_mJ,
+            mode=found.energy.mode,
+            first_conv=found.energy.first_conv,
+            latency_ms=latency,
+        )
+        for T, found, latency in zip(time_steps, measured, latencies, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _time_steps(measurement: Measurement, T: int) -> Iterator[None]:
+    """Let settings and model have T time steps for a while."""
+    cfg, shown = measurement.cfg, measurement.model.T
+    measurement.cfg = replace(cfg, time_steps=T)
+    measurement.model.T = T  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        measurement.cfg, measurement.model.T = cfg, shown
+
+
+def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
+    """Milliseconds from one sample on the device to its logits, for each T; the median of several runs.
+
+    The T take turns, so that a machine that slows down for a while slows all of them.
+    """
+    found: dict[int, list[float]] = {T: [] for T in time_steps}
+    samples = {}
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            samples[T], _ = measurement.first_batch(1)
+            _run(measurement.model, samples[T], measurement.precision)  # the first call pays for caches and kernels
+    started = time.perf_counter()
+    for done in range(_ROUNDS[1]):
+        if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:
+            break
+        for T in time_steps:
+            with _time_steps(measurement, T):
+                found[T].append(_run(measurement.model, samples[T], measurement.precision))
+    return [statistics.median(found[T]) for T in time_steps]
+
+
+@torch.no_grad()
+def _run(model: nn.Module, x: Tensor, precision: Precision) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    started = time.perf_counter()
+    with precision.autocast():
+        model(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return 1e3 * (time.perf_counter() - started)

@@ -1,0 +1,1 @@
+"""Reports of a measurement: terminal, JSON, CSV, figures, HTML page."""

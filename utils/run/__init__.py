@@ -1,0 +1,1 @@
+"""What training and measurement share: model, checkpoint, precision, processes."""

@@ -1,0 +1,228 @@
+"""Processes and devices: one code path for plain python, torchrun, torch.distributed.launch and SLURM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.errors import USAGE_ERROR, Stopped, UserError
+from utils.run.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+_JOIN_TIMEOUT = timedelta(minutes=10)
+
+
+class Place(NamedTuple):
+    """Where a launcher put this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    # A CPU group for small decisions, so that they never wait for the GPU.
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, *counts: float) -> list[float]:
+        """Each number summed over all processes. Counts stay exact up to 2**53 (float64)."""
+        if self.world_size == 1:
+            return list(counts)
+        return self.sum_tensor(torch.tensor(counts, dtype=torch.float64)).tolist()
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """`values` summed over all processes, on the CPU."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all get the same answer."""
+        if self.world_size == 1:
+            return flag
+        raised = torch.tensor(int(flag))
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(raised)
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+    def broadcast_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process rank 0's running statistics of `module`, on whatever device they are."""
+        if self.world_size == 1:
+            return
+        for buffer in module.buffers():
+            value = buffer.detach().cpu()
+            dist.broadcast(value, src=0, group=self.control)
+            buffer.copy_(value)
+
+    def gather(self, value: float) -> list[float]:
+        """The value of each process, by rank, in every process."""
+        if self.world_size == 1:
+            return [value]
+        mine = torch.tensor([value], dtype=torch.float64)
+        values = [torch.zeros_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(values, mine, group=self.control)
+        return [float(v) for v in values]
+
+
+@contextlib.contextmanager
+def distributed(cfg: Config) -> Iterator[Process]:
+    """Join the process group that a launcher's environment describes, and always leave it again.
+
+    When a process fails, the launcher ends the others; the first one to fail shows its error, the rest, which
+    fail because of it, stay silent.
+
+    Raises:
+        UserError: no such device, or two processes on one GPU.
+    """
+    place = find_place(cfg.local_rank)
+    device = choose_device(cfg.device, place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    if place.world_size == 1:
+        yield Process(0, 1, device)
+        return
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the {place.world_size} processes of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the "
+            f"environment: {str(error).splitlines()[0]}; start them with torchrun, or unset RANK and WORLD_SIZE"
+        ) from error
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
+    try:
+        control = dist.new_group(backend="gloo")
+        assert isinstance(control, dist.ProcessGroup)
+        yield Process(rank, world_size, device, control)
+        # The process that holds the store must not leave before the others are done with it.
+        dist.barrier(group=control)
+    except Stopped:
+        # All processes stop together.
+        raise
+    except Exception as error:
+        if not _is_first_to_fail(store):
+            sys.exit(USAGE_ERROR if isinstance(error, UserError) else 1)
+        if isinstance(error, UserError):
+            error.in_every_process = False
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_first_to_fail(store: dist.Store) -> bool:
+    try:
+        return store.add("failures", 1) == 1
+    except RuntimeError:
+        # The process that held the store is gone, so it failed before.
+        return False
+
+
+def find_place(local_rank: int = 0) -> Place:
+    """Read the launcher's environment: torchrun's and torch.distributed.launch's variables, else those of a SLURM
+    step, else a single process.
+
+    Args:
+        local_rank: what an old launcher passed as an option, where the environment has no LOCAL_RANK.
+
+    Raises:
+        UserError: a variable that is not a number.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        world_size = _number("WORLD_SIZE", 1)
+        return Place(
+            _number("RANK", 0),
+            world_size,
+            _number("LOCAL_RANK", local_rank),
+            _number("LOCAL_WORLD_SIZE", world_size),
+        )
+    # Only srun sets the STEP variables. A plain python in a batch script sees SLURM_NTASKS too, and is one process.
+    if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in os.environ:
+        os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))
+        os.environ.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", 0) % 20000))
+        world_size = _number("SLURM_STEP_NUM_TASKS", 1)
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world_size))
+        local_world_size = min(world_size, _number("SLURM_STEP_TASKS_PER_NODE", world_size))
+        return Place(_number("SLURM_PROCID", 0), world_size, _number("SLURM_LOCALID", 0), local_world_size)
+    return Place(0, 1, local_rank, 1)
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of SLURM's list: `gpu[03-05,09],cpu1` -> `gpu03`."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    return (match[1] + (match[2] or "")) if match else nodes
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    # SLURM writes "2(x3),1" for two tasks on each of three nodes and one on the last.
+    match = re.match(r"\d+", value)
+    if not match:
+        raise UserError(f"environment variable {name}={value!r} is not a whole number")
+    return int(match[0])
+
+
+def choose_device(name: str, place: Place) -> torch.device:
+    """The device of this process: its own GPU, or the CPU.
+
+    The check is the same in all processes of a node, so that all of them refuse together.
+
+    Raises:
+        UserError: no such device, or more processes than GPUs.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not gpus:
+        raise UserError(f"device: {name!r} needs a CUDA device and torch sees none; use --device cpu")
+    if name != "cuda":
+        index = int(name.removeprefix("cuda:"))
+        if place.world_size > 1:
+            raise UserError(
+                f"device: {name!r} would put {place.world_size} processes on one GPU; use --device cuda, "
+                "which gives each process its own"
+            )
+        if index >= gpus:
+            raise UserError(f"device: {name!r} does not exist, torch sees {gpus} GPU(s); the first is cuda:0")
+        return torch.device("cuda", index)
+    if max(place.local_world_size, place.local_rank + 1) > gpus:
+        raise UserError(
+            f"{place.local_world_size} processes on this node, but torch sees {gpus} GPU(s), and two processes on one "
+            "are refused; start fewer, or use --device cpu. (A launcher that shows each process one GPU of its own, as "
+            "SLURM's --gpus-per-task does, must show all of the node's GPUs to each: --gpus-per-node.)"
+        )
+    return torch.device("cuda", place.local_rank)

@@ -1,0 +1,93 @@
+"""Mixed precision: autocast, loss scaling, gradient clipping and the optimizer's step, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+
+# Loss scaling answers a gradient that is not finite by leaving the update out and halving its scale. Float16 reaches
+# from 2**-24 to 2**16: after 40 halvings, all that fitted at the last update and was too large since would be too
+# small, so that no scale can help any more.
+MOST_SKIPPED_UPDATES = 40
+
+
+class Precision:
+    """How forward and backward passes of a run compute.
+
+    Without `amp`, float32 throughout. With it, autocast to bfloat16, or to float16 with loss scaling on CUDA (the
+    published runs). Neurons keep a float32 state unless `neuron_dtype` says otherwise.
+
+    Raises:
+        UserError: float16 on a CPU, where fast kernels are missing.
+
+    Attributes:
+        skipped_updates: how many updates loss scaling left out in a row, up to the last one; a number on the device,
+            since reading it makes the host wait. It stays at 0 without loss scaling.
+    """
+
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        self.device = device
+        self.enabled = cfg.amp
+        names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+        by_default = "float16" if device.type == "cuda" else "bfloat16"
+        self.dtype = names[by_default if cfg.amp_dtype == "auto" else cfg.amp_dtype]
+        if self.enabled and device.type == "cpu" and self.dtype is torch.float16:
+            raise UserError("amp_dtype: 'float16' needs a CUDA device; use bfloat16 or auto on a CPU")
+        self.clip_grad = cfg.clip_grad
+        self.clip_mode = cfg.clip_mode
+        scaling = self.enabled and self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaling)
+        self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """The type of what convolutions and linear layers hand on."""
+        return self.dtype if self.enabled else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Unscale, clip and apply the gradients, then clear them."""
+        if self.clip_grad is not None:
+            self.scaler.unscale_(optimizer)
+            self._clip(list(model.parameters()), self.clip_grad)
+        scale = self._scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.skipped_updates = (self.skipped_updates + 1) * (self._scale() < scale)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _scale(self) -> Tensor:
+        scaled = self.scaler.scale(self._one)  # get_scale() would wait for the device
+        assert isinstance(scaled, Tensor)
+        return scaled
+
+    def _clip(self, parameters: list[nn.Parameter], threshold: float) -> None:
+        if self.clip_mode == "norm":
+            torch.nn.utils.clip_grad_norm_(parameters, threshold)
+        elif self.clip_mode == "value":
+            torch.nn.utils.clip_grad_value_(parameters, threshold)
+        else:
+            adaptive_clip_grad([p for p in parameters if p.grad is not None], threshold)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.scaler.load_state_dict(state)

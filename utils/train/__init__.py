@@ -1,0 +1,1 @@
+"""The training run: step, optimizer, schedule, files, recovery."""

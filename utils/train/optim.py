@@ -1,0 +1,151 @@
+"""Optimizer and learning-rate schedule, both from timm's factories."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+
+def peak_learning_rate(cfg: Config, world_size: int) -> float:
+    """`lr` as it is, or `lr_base` scaled with the samples per update of all processes (Goyal et al. 2017)."""
+    if cfg.lr_base is None:
+        return cfg.lr
+    ratio = cfg.batch_size * world_size * cfg.grad_accum_steps / cfg.lr_base_size
+    return cfg.lr_base * (ratio if cfg.lr_base_scale == "linear" else ratio**0.5)
+
+
+# Newton-like: it needs second derivatives, for which the training loop would have to keep every graph.
+_NEEDS_SECOND_DERIVATIVES = ("adahessian",)
+
+
+# Torch's own, which can update all elements of a parameter in one pass through memory: the same arithmetic.
+_FUSED = ("adam", "adamw")
+
+
+def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
+    """The optimizer named `cfg.opt`, as `adamw` or `lookahead_adamw`; biases and 1-D tensors are not decayed.
+
+    Parameters without gradient (kept for checkpoint keys) are left out by timm.
+
+    Raises:
+        UserError: a name timm does not know, an optimizer that cannot run here, or `opt_eps` / `opt_betas` that
+            it does not take.
+    """
+    _check_name(cfg.opt)
+    try:
+        # timm hands eps and betas on unchecked, or drops them; the optimizer's own defaults say what it takes.
+        takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
+        return create_optimizer_v2(
+            model,
+            opt=cfg.opt,
+            lr=lr,
+            weight_decay=cfg.weight_decay,
+            momentum=cfg.momentum,
+            filter_bias_and_bn=True,
+            **_eps_and_betas(cfg, takes),
+            **({"fused": True} if cfg.opt.lower() in _FUSED else {}),
+        )
+    except (AssertionError, ImportError) as error:
+        # Of the optimizers that other packages bring: CUDA or the package is missing.
+        raise UserError(f"opt: {cfg.opt!r} cannot be used here: {error or type(error).__name__}") from error
+
+
+def _check_name(opt: str) -> None:
+    """Raises UserError for an optimizer that timm does not know or that the training loop cannot drive."""
+    valid = [name for name in list_optimizers() if name not in _NEEDS_SECOND_DERIVATIVES]
+    name = opt.lower().removeprefix("lookahead_")
+    if name in _NEEDS_SECOND_DERIVATIVES:
+        raise UserError(f"opt: {opt!r} needs second derivatives, which training does not compute; take another one")
+    if name not in valid:
+        raise UserError(
+            f"opt: {opt!r} is not an optimizer of timm{did_you_mean(name, valid) or '.'} "
+            f"Valid: {', '.join(sorted(valid))}"
+        )
+
+
+def _eps_and_betas(cfg: Config, takes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `opt_eps` and `opt_betas` as arguments, checked against the optimizer's defaults."""
+    given: dict[str, Any] = {}
+    if cfg.opt_eps is not None:
+        if "eps" not in takes:
+            raise UserError(f"opt_eps: {cfg.opt!r} has no epsilon; leave it out")
+        given["eps"] = cfg.opt_eps
+    if cfg.opt_betas is not None:
+        expected = takes.get("betas")
+        if expected is None:
+            raise UserError(f"opt_betas: {cfg.opt!r} has no betas; leave them out")
+        if len(cfg.opt_betas) != len(expected):
+            raise UserError(
+                f"opt_betas: {cfg.opt_betas} has {len(cfg.opt_betas)} values, {cfg.opt!r} takes {len(expected)} "
+                f"(default: {', '.join(map(str, expected))})"
+            )
+        given["betas"] = tuple(cfg.opt_betas)
+    return given
+
+
+def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
+    """The schedule of per-epoch learning rates, and the number of epochs with the cool-down.
+
+    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them.
+    """
+    with warnings.catch_warnings():
+        # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
+        warnings.filterwarnings("ignore", message=".*[Pp]lateau.*")
+        warnings.filterwarnings("ignore", message=".*verbose parameter is deprecated.*")  # timm 1.0.15, torch 2.6
+        scheduler, num_epochs = create_scheduler_v2(
+            optimizer,
+            sched=cfg.sched,
+            num_epochs=cfg.epochs,
+            decay_epochs=cfg.decay_epochs,
+            cooldown_epochs=cfg.cooldown_epochs,
+            patience_epochs=cfg.patience_epochs,
+            decay_rate=cfg.decay_rate,
+            min_lr=cfg.min_lr,
+            warmup_lr=cfg.warmup_lr,
+            warmup_epochs=cfg.warmup_epochs,
+            noise=_noise_range(cfg.lr_noise),
+            noise_pct=cfg.lr_noise_pct,
+            noise_std=cfg.lr_noise_std,
+            noise_seed=cfg.seed,
+            cycle_mul=cfg.lr_cycle_mul,
+            cycle_decay=0.1,
+            cycle_limit=cfg.lr_cycle_limit,
+            plateau_mode="min" if cfg.eval_metric == "loss" else "max",
+        )
+    return scheduler, num_epochs
+
+
+def _noise_range(noise: list[float] | None) -> float | list[float] | None:
+    """timm takes one number (from there on) or a pair (from, to), as fractions of the schedule."""
+    if not noise:
+        return None
+    return noise[0] if len(noise) == 1 else noise
+
+
+def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:
+    """Put the learning rate of `epoch` in force; `metric` is that of the epoch before (plateau)."""
+    if schedule is None:
+        return
+    with warnings.catch_warnings():
+        # timm's plateau schedule hands torch the epoch, which some releases of torch call deprecated.
+        warnings.filterwarnings("ignore", message=".*[Ee]poch.*", category=UserWarning)
+        schedule.step(epoch, metric)
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The learning rate in force, averaged over the parameter groups."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return float(sum(rates) / len(rates))

@@ -1,0 +1,157 @@
+"""Everything of a run that training changes: weights, their average, optimizer, schedule, loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.scheduler.plateau_lr import PlateauLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.config.settings import SETTINGS, TRAIN
+from utils.errors import NonFiniteError, UserError
+from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
+from utils.run.precision import Precision
+from utils.run.reproduce import git_commit, versions
+from utils.train.optim import set_learning_rate
+from utils.train.runlog import logger
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+# May differ between a run and its continuation without a word.
+_FREE_ON_RESUME = {
+    *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
+    *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
+    *("log_wandb", "event_wire"),
+    *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
+}
+
+
+@dataclass
+class RunState:
+    """The parts that training changes; `model` is the plain one, without wrappers."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Scheduler | None
+    precision: Precision
+    ema: ModelEmaV3 | None
+
+    def __post_init__(self) -> None:
+        self._first_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def snapshot(self, cfg: Config) -> dict[str, Any]:
+        """All of it as tensors and plain data, with the configuration and versions that it belongs to.
+
+        Raises:
+            NonFiniteError: a weight or running statistic is NaN or infinite, so this is no state to keep.
+        """
+        for name, value in self.model.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(f"{name} is no longer finite, so this state is not saved")
+        state: dict[str, Any] = {
+            "arch": cfg.model,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "amp_scaler": self.precision.state_dict(),
+            "config": cfg.as_dict(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        if self.ema is not None:
+            state["state_dict_ema"] = self.ema.module.state_dict()
+        if isinstance(self.schedule, PlateauLRScheduler):
+            past = self.schedule.lr_scheduler.state_dict()
+            state["plateau"] = {"past": past, "restore_lr": self.schedule.restore_lr}
+        return state
+
+    def restore_weights(self, path: Path) -> dict[str, Any]:
+        """Load the weights and their average from `path`; the whole checkpoint.
+
+        Raises:
+            UserError: the file cannot be read or does not fit the model; nothing was loaded then.
+        """
+        content = read_checkpoint(path)
+        load_fitting(self.model, weights_in(content, path), content, path)
+        if self.ema is not None:
+            # A run that had no average starts one from the weights.
+            average = weights_in(content, path, use_ema="state_dict_ema" in content)
+            load_fitting(self.ema.module, average, content, path)
+        return content
+
+    def restore(self, path: Path, cfg: Config) -> dict[str, Any]:
+        """Load everything from `path`, and say in which settings the run now differs; the whole checkpoint.
+
+        Raises:
+            UserError: the file cannot be read, does not fit, or holds weights only.
+        """
+        content = self.restore_weights(path)
+        if "optimizer" not in content or "epoch" not in content:
+            raise UserError(
+                f"checkpoint {path} holds weights only, no optimizer and epoch to go on with; add --no-resume-opt, "
+                "or start from it with --initial-checkpoint"
+            )
+        then = content.get("config") or {}
+        if then.get("opt", cfg.opt) != cfg.opt:
+            raise UserError(
+                f"checkpoint {path}: its optimizer is {then['opt']!r}, opt is {cfg.opt!r}; resume with the same, or "
+                "add --no-resume-opt"
+            )
+        if then.get("split_hash") and cfg.split_hash and then["split_hash"] != cfg.split_hash:
+            # Going on would train on samples that are to be held out.
+            raise UserError(
+                f"split_hash: checkpoint {path} was trained on split {then['split_hash']}, the data give "
+                f"{cfg.split_hash}; set event_split as it was and restore the files, or add --no-resume-opt"
+            )
+        if differences := _differences(then, cfg):
+            logger.warning(
+                f"warning: going on with settings that differ from those in {path}: {'; '.join(differences)}"
+            )
+        self._restore_optimizer(content["optimizer"], path)
+        self.precision.load_state_dict(content.get("amp_scaler", {}))
+        self._restore_schedule(content)
+        return content
+
+    def _restore_optimizer(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Take over the moments; weight decay, betas and the like are those of the present configuration."""
+        present = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(dict(saved))
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {path}: its optimizer state does not fit the parameters ({error}); add --no-resume-opt"
+            ) from error
+        for group, values in zip(self.optimizer.param_groups, present, strict=True):
+            group.update(values)
+
+    def _restore_schedule(self, content: Mapping[str, Any]) -> None:
+        """Put the learning rate of the epoch to go on with in force.
+
+        A schedule is a function of the epoch and the present configuration. Only the plateau schedule remembers:
+        its past, and with it the learning rate, comes from the checkpoint.
+        """
+        if isinstance(self.schedule, PlateauLRScheduler):
+            if "plateau" in content:
+                self.schedule.lr_scheduler.load_state_dict(content["plateau"]["past"])
+                self.schedule.restore_lr = content["plateau"]["restore_lr"]
+            return
+        epoch = int(content["epoch"]) + (0 if content.get("progress") else 1)
+        for group, first in zip(self.optimizer.param_groups, self._first_rates, strict=True):
+            group["lr"] = first
+        if epoch > 0:
+            set_learning_rate(self.schedule, epoch)
+
+
+def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
+    return [
+        f"{key} was {then[key]!r} and is {value!r}"
+        for key, value in cfg.as_dict().items()
+        if key in then and key not in _FREE_ON_RESUME and then[key] != value
+    ]

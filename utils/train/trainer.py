@@ -1,0 +1,302 @@
+"""One training run: what it is built from, how it goes on, and what happens around each epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.utils import ModelEmaV3, distribute_bn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.data.batch_picture import save_batch
+from utils.data.device_loader import Batch
+from utils.data.loaders import build_loaders
+from utils.errors import NonFiniteError, UserError
+from utils.measure.firing import FiringRecorder
+from utils.run.build import (
+    build_model,
+    check_neurons,
+    for_evaluation,
+    parameter_count,
+    prepare_for_training,
+    with_sizes_of,
+)
+from utils.run.distributed import Process
+from utils.run.precision import Precision
+from utils.run.reproduce import seed_step, set_deterministic
+from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.train.figures import draw_curves
+from utils.train.losses import make_train_loss
+from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
+from utils.train.recovery import Recovery
+from utils.train.run_state import RunState
+from utils.train.runlog import Progress, RunLog, clock, logger, peak_memory
+from utils.train.step import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
+
+_SHOWN_SAMPLES = 16
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return compiled
+
+
+class Trainer:
+    """Builds a run from its configuration, continues it from a checkpoint, and runs its epochs.
+
+    Args:
+        cfg: the configuration.
+        process: this process among those of the run.
+        folder: where the main process writes.
+
+    Raises:
+        UserError: whatever in the configuration, data or checkpoint does not fit.
+    """
+
+    def __init__(self, cfg: Config, process: Process, folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+        for warning in cfg.warnings:
+            logger.warning(f"warning: {warning}")
+        if cfg.deterministic and cfg.event_mode and process.device.type == "cuda":
+            raise UserError(
+                "deterministic: the event mode's 3-D max-pool has no deterministic backward pass on CUDA; leave it "
+                "out, or use --device cpu"
+            )
+        set_deterministic(cfg.deterministic)
+        seed_step(cfg.seed)  # the same first weights in every process
+        model = build_model(cfg)
+        self.cfg = cfg = with_sizes_of(cfg, model)
+        precision = Precision(cfg, process.device)
+        check_neurons(model, process.device, precision.activation_dtype)
+        model, self.frozen = prepare_for_training(cfg, model, process)
+        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        # So that the run's files tell which samples it was trained on.
+        self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
+        self.steps = len(self.loaders.train)
+        self.peak_lr = peak_learning_rate(cfg, process.world_size)
+        optimizer = make_optimizer(cfg, model, self.peak_lr)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        ema = None
+        if cfg.model_ema:
+            device = torch.device("cpu") if cfg.model_ema_force_cpu else None
+            ema = ModelEmaV3(model, decay=cfg.model_ema_decay, device=device)
+        self.state = RunState(model, optimizer, schedule, precision, ema)
+        self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
+        self.recovery = Recovery(cfg, process, self.state, self.store)
+        self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
+        if cfg.start_epoch is not None:
+            if cfg.start_epoch >= self.num_epochs:
+                raise UserError(
+                    f"start_epoch: {cfg.start_epoch} leaves nothing of the {self.num_epochs} epochs, which count from "
+                    f"0; use {self.num_epochs - 1} or less, or more epochs"
+                )
+            self.start_epoch, self.tally = cfg.start_epoch, None
+            set_learning_rate(schedule, self.start_epoch)
+        self.compiled = _compiled(model) if cfg.compile else model
+        self.parallel = self._parallel(self.compiled)
+        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.log: RunLog | None = None
+        self._shown: Tensor | None = None
+        self._saves_images = cfg.save_images and process.is_main
+
+    def _parallel(self, model: nn.Module) -> nn.Module:
+        if self.process.world_size == 1:
+            return model
+        ids = [self.process.device.index] if self.process.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def describe(self) -> None:
+        """Log what is about to run."""
+        cfg, process = self.cfg, self.process
+        _, height, width = self.loaders.data.input_size
+        logger.info(
+            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
+            f"T = {cfg.time_steps}, {cfg.spike_mode} neurons, {cfg.dataset} at {height} x {width}"
+        )
+        precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
+        scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
+        logger.info(
+            f"{process.world_size} process(es) on {process.device.type}, {precision}; global batch "
+            f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
+            f"peak learning rate {self.peak_lr:g}, {scaled}"
+        )
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[None]:
+        """Keep the run's files open, and watch for signals."""
+        if self.process.is_main:
+            self.log = RunLog(self.folder, self.cfg, self.start_epoch)
+            done = f"nothing left to do: {self.num_epochs} epochs are done"
+            left = f"epochs {self.start_epoch + 1} to {self.num_epochs}" if self.epochs_left() else done
+            logger.info(f"{left}; files in {self.folder}")
+        if self.start_epoch == 0 and self.tally is None:
+            # So that there is a good state on disk from the first step on.
+            self.recovery.save(0, Tally(self.process.device))
+        self._started = time.perf_counter()
+        try:
+            with self.recovery.stop:
+                yield
+        except NonFiniteError as error:
+            good = next((p for p in (self.folder / RECOVERY, self.folder / LAST) if p.exists()), None)
+            raise NonFiniteError(f"{error}. The last good state is {good}") from error
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def epochs_left(self) -> range:
+        return range(self.start_epoch, self.num_epochs)
+
+    def train(self, epoch: int) -> TrainResult:
+        """Train one epoch, or the rest of the one that the checkpoint stopped in."""
+        tally, self.tally = self.tally or Tally(self.process.device), None
+        self.loaders.set_epoch(epoch, start_batch=tally.steps)
+        images = self.cfg.batch_size * self.process.world_size
+        title = f"epoch {epoch + 1}/{self.num_epochs}"
+        with Progress(title, self.steps, images, self.cfg.log_interval, self.process.is_main, tally.steps) as progress:
+
+            def on_step(tally: Tally) -> None:
+                progress.step(tally.steps, tally.mean_loss)
+                # The last step is not saved here: the evaluation begins with one state in all processes.
+                if tally.steps < self.steps and tally.steps % self.cfg.grad_accum_steps == 0:
+                    self.recovery.between_steps(epoch, tally)
+
+            batches = self._saving_first(self.loaders.train) if self._saves_images else self.loaders.train
+            try:
+                result = train_one_epoch(
+                    self.train_step(epoch), batches, self.steps, self.process, tally=tally, on_step=on_step
+                )
+            except NonFiniteError as error:
+                raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
+        self._finished = tally
+        return result
+
+    def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass the batches on; the first is also written as a picture."""
+        for x, y in batches:
+            if self._saves_images:
+                self._saves_images = False
+                self._picture(x, "training_images.png")
+            yield x, y
+
+    def _picture(self, x: Tensor, name: str) -> Path:
+        return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
+
+    def train_step(self, epoch: int) -> TrainStep:
+        cfg, state = self.cfg, self.state
+        mixing = not cfg.mixup_off_epoch or epoch < cfg.mixup_off_epoch
+        mixup = self.loaders.mixup if mixing else None
+        ema = state.ema
+        return TrainStep(
+            self.parallel,
+            make_train_loss(cfg, mixup_active=mixup is not None).to(self.process.device),
+            state.optimizer,
+            state.precision,
+            mixup=mixup,
+            memory_format=self.memory_format,
+            accumulate=cfg.grad_accum_steps,
+            frozen=self.frozen,
+            seed=functools.partial(seed_step, cfg.seed, epoch, rank=self.process.rank),
+            after_update=None if ema is None else lambda: ema.update(state.model),
+        )
+
+    def evaluate(self, epoch: int) -> dict[str, EvalResult]:
+        """Results of the trained weights and, where there is one, of their moving average."""
+        state, process = self.state, self.process
+        models: dict[str, nn.Module] = {"eval": self.compiled}
+        if process.world_size > 1:
+            # What is evaluated is what is saved: rank 0's running statistics, or their mean over the processes.
+            distribute_bn(state.model, process.world_size, reduce=self.cfg.dist_bn == "reduce")
+        if state.ema is not None:
+            process.broadcast_buffers(state.ema.module)
+            models["ema"] = state.ema.module
+            if self.cfg.model_ema_force_cpu:
+                models["ema"] = copy.deepcopy(state.ema.module).to(process.device)
+        if self.cfg.engine != "dense" and not self.cfg.amp:
+            # Without amp only: the engine's evaluation is float32, and would measure another network than trained.
+            models = {name: for_evaluation(model) for name, model in {**models, "eval": state.model}.items()}
+        # Processes may differ by one batch, and all must take part in each decision to stop.
+        common = int(min(process.gather(len(self.loaders.eval))))
+
+        def on_step(done: int) -> None:
+            if done <= common and self.recovery.must_stop():
+                self.recovery.save(epoch, self._finished)
+                raise self.recovery.stopped()
+
+        return {
+            name: evaluate(
+                model, self._eval_batches(), state.precision, process, memory_format=self.memory_format, on_step=on_step
+            )
+            for name, model in models.items()
+        }
+
+    def _eval_batches(self) -> Iterator[Batch]:
+        """The evaluation batches; a few samples of the first are kept to show in TensorBoard."""
+        for x, y in self.loaders.eval:
+            if self._shown is None:
+                self._shown = x[:_SHOWN_SAMPLES].clone()
+                if self.log is not None:
+                    self.log.picture("evaluation images", self._picture(self._shown, "evaluation_images.png"))
+            yield x, y
+
+    def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:
+        """Log the epoch, write its checkpoint, and set the next learning rate."""
+        lr = learning_rate(self.state.optimizer)
+        judged = evaluated.get("ema", evaluated["eval"])
+        metric = getattr(judged, self.cfg.eval_metric)
+        set_learning_rate(self.state.schedule, epoch + 1, metric)
+        if self.process.is_main:
+            assert self.log is not None
+            row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
+            for name, result in evaluated.items():
+                row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
+            # The row first: a resumed run drops rows that its checkpoint does not know.
+            self.log.epoch(row, self._extras(trained, judged))
+            self.store.save(self.state.snapshot(self.cfg), epoch, metric)
+            done = epoch + 1 - self.start_epoch
+            left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)
+            logger.info(
+                f"epoch {epoch + 1}/{self.num_epochs}  lr {lr:.2e}  loss {trained.loss:.4f}  eval loss "
+                f"{judged.loss:.4f}  top-1 {judged.top1:.2f}%  top-5 {judged.top5:.2f}%  "
+                f"{trained.images_per_second:.0f} images/s  {peak_memory(self.process.device)}  {clock(left)} left"
+            )
+        if epoch + 1 < self.num_epochs and self.recovery.must_stop():
+            raise self.recovery.stopped()
+
+    def _extras(self, trained: TrainResult, judged: EvalResult) -> dict[str, float]:
+        """What goes to TensorBoard only: speeds, and the mean firing rates on a few evaluation samples."""
+        extras = {
+            "speed/train_images_per_second": trained.images_per_second,
+            "speed/eval_images_per_second": judged.images_per_second,
+        }
+        sources = getattr(self.state.model, "spike_sources", None)
+        if sources is not None and self._shown is not None:
+            self.state.model.eval()
+            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources()) as recorder:
+                self.state.model(self._shown)
+            rows = recorder.rows(Process(0, 1, self.process.device))
+            extras |= {f"firing_rate/{row.name}": row.mean_rate for row in rows}
+        return extras
+
+    def conclude(self) -> None:
+        """Name the best epoch and draw the curves."""
+        if not self.process.is_main or self.store.best is None:
+            return
+        metric, epoch = self.store.best
+        unit = "" if self.cfg.eval_metric == "loss" else "%"
+        logger.info(
+            f"best {self.cfg.eval_metric}: {metric:.2f}{unit} in epoch {epoch + 1}, {self.folder / BEST}; "
+            f"curves in {draw_curves(self.folder)}"
+        )
