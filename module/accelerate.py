@@ -252,9 +252,6 @@ def _why_not(candidate: _Candidate, contexts: list[Context], steps: int) -> str 
 
 
 def _difference(plain: nn.Module, fast: nn.Module, context: Context, steps: int) -> str | None:
-    for part in fast.modules():
-        if isinstance(part, Substitute):
-            part.proved = None
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return proof.difference(plain, fast, context, steps)

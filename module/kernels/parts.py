@@ -25,7 +25,7 @@ from module.kernels.fusion import (
     pooled,
 )
 from module.kernels.neurons import KernelLIF, KernelNeuron
-from module.kernels.substitute import Substitute, watched
+from module.kernels.substitute import Substitute, autocast_dtype, watched
 from module.layers import over_time
 from module.mlp import MS_MLP_Conv
 from module.sps import MS_SPS
@@ -125,6 +125,8 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         if any(type(layer) is not nn.Identity for layer in between) or any(type(n) is not KernelLIF for n in neurons):
             return False
         if watched(*convs, *between) or not can_fuse_neurons(s, *neurons):
+            return False
+        if autocast_dtype("cpu") not in (None, *cpu.DTYPES):
             return False
         if len({(type(c), c.bias is None) for c in convs}) > 1 or any(cpu.same_size_kernel(c) != 1 for c in convs):
             return False
