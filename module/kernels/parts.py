@@ -130,7 +130,7 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
             return False
         if len({(type(c), c.bias is None) for c in convs}) > 1 or any(cpu.same_size_kernel(c) != 1 for c in convs):
             return False
-        if len({(n.v_threshold, n.tau, n.surrogate_function.alpha) for n in neurons[:3]}) > 1:
+        if len({(n.tau, *n.constants()) for n in neurons[:3]}) > 1:  # type: ignore[operator]
             return False
         return is_folded(*norms) or (can_fuse_norms(s, *norms) and len({norm.eps for norm in norms}) == 1)
 
