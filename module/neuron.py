@@ -61,7 +61,10 @@ class SpikingNode(nn.Module):
             try:
                 spikes = super().forward(x_seq.float() if half and self.neuron_dtype == "float32" else x_seq)
             finally:
+                potentials = node.v_seq if node.store_v_seq else None
                 node.reset()
+        if potentials is not None:
+            node.v_seq = potentials.detach()
         return spikes.to(x_seq.dtype)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from module.kernels import native
 from module.sparse import crossover as event_crossover
 from module.sparse import library as event_kernels
 from module.sparse import ops as event_ops
-from module.sparse.ops import sparse_conv2d, sparse_linear, pack_spikes, unpack_spikes
+from module.sparse.ops import pack_spikes, sparse_conv2d, sparse_linear, unpack_spikes
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"
@@ -187,7 +187,7 @@ def test_operators_pass_opcheck_and_compile():
     arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), torch.float32, False, False)
     torch.library.opcheck(torch.ops.sdt.event_conv2d.default, arguments)
     bits, _ = pack_spikes(x.detach())
-    torch.library.opcheck(torch.ops.sdt.sparse_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
+    torch.library.opcheck(torch.ops.sdt.event_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
     compiled = torch.compile(
         lambda x: sparse_conv2d(x, weight, bias, auto=False)[0].relu(), backend="aot_eager", fullgraph=True
     )
