@@ -46,7 +46,7 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
         TET=cfg.TET,
         backend=cfg.neuron_backend,
         neuron_dtype=cfg.neuron_dtype,
-        engine=cfg.engine,
+        engine="event" if cfg.engine == "sparse" else cfg.engine,
         bf16_input_grad=cfg.bf16_input_grad,
         pretrained=cfg.pretrained,
     )
