@@ -53,9 +53,12 @@ def measure(cfg: Config, process: Process) -> int:
     from utils.measure.verify import verify_spike_driven
     from utils.report.files import attach_attention_maps, facts_of, map_input, show, write_report
     from utils.report.report import Report
+    from utils.run.plugins import import_plugins, say_what_changed
 
+    import_plugins(cfg.plugin)
     folder = output_folder(cfg, Path(cfg.resume).resolve().parent.name)
     measurement = Measurement(cfg, process)
+    say_what_changed(measurement.checkpoint, cfg.resume)
     # Read first: a wrong file name should not cost an evaluation.
     shown = map_input(measurement, cfg.attention_map) if cfg.attention_map else None
     measured = measurement.evaluate()

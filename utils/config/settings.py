@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from utils.config.field import setting, settings_of
@@ -289,6 +290,11 @@ class Config:
     def event_mode(self) -> bool:
         """Whether the model pools inside attention: `dvs_mode`, by data set where that is null."""
         return self.dataset in EVENT_MODE_DATASETS if self.dvs_mode is None else self.dvs_mode
+
+    @property
+    def plugin_modules(self) -> tuple[str, ...]:
+        """The names under which the plugins are imported."""
+        return tuple(Path(path).stem for path in self.plugin or ())
 
     def as_dict(self) -> dict[str, Any]:
         """Name and value of each setting but `config`: plain data, valid for `config_from`."""

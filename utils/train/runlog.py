@@ -26,6 +26,7 @@ from tqdm import tqdm
 from utils.config.parse import to_yaml
 from utils.errors import UserError
 from utils.run.distributed import Process
+from utils.run.plugins import keep_copies
 
 if TYPE_CHECKING:
     from utils.config.settings import Config
@@ -64,7 +65,8 @@ def run_folder(cfg: Config) -> Path:
         return Path(cfg.resume).parent
     name = cfg.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model}-{cfg.dataset.replace('/', '_')}"
     folder = Path(cfg.output or DEFAULT_OUTPUT) / name
-    for key, path in (("initial_checkpoint", cfg.initial_checkpoint), ("resume", cfg.resume)):
+    for key in ("initial_checkpoint", "initial_partial", "resume"):
+        path = getattr(cfg, key)
         is_read = path not in ("", "auto") and not resumes_in_place(cfg, folder)
         if is_read and folder.resolve() in Path(path).resolve().parents:
             raise UserError(f"{key}: {path} lies in {folder}, where the new run begins; choose another --experiment")
@@ -159,6 +161,7 @@ class RunLog:
         logger.addHandler(self._handler)
         config_text = to_yaml(cfg)
         (folder / ARGS).write_text(config_text)
+        keep_copies(folder)
         _keep_rows_before(folder / SUMMARY, start_epoch, lambda line: line.split(",")[0])
         _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])
         self.tensorboard = SummaryWriter(str(folder), purge_step=start_epoch)
