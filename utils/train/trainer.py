@@ -27,6 +27,7 @@ from utils.run.build import (
     for_evaluation,
     parameter_count,
     prepare_for_training,
+    sizes_in_words,
     with_sizes_of,
 )
 from utils.run.distributed import Process
@@ -123,8 +124,8 @@ class Trainer:
         cfg, process = self.cfg, self.process
         _, height, width = self.loaders.data.input_size
         logger.info(
-            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
-            f"T = {cfg.time_steps}, {cfg.spike_mode} neurons, {cfg.dataset} at {height} x {width}"
+            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {sizes_in_words(cfg, self.state.model)}"
+            f"T = {cfg.time_steps}, {cfg.dataset} at {height} x {width}"
         )
         precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
         scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
