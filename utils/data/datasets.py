@@ -6,6 +6,7 @@ Samples are (image, class index). The image is a PIL image until the transform, 
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from timm.utils import natural_key
 
 from utils.data.facts import DatasetFacts, check_classes, dataset_facts, resolve_data
 from utils.data.images import decode
+from utils.data.register import OwnDataset, as_image, own_events
 from utils.data.sample_list import listed_samples
 from utils.data.tars import TarDataset, open_shards
 from utils.data.transforms import eval_transform, train_transform
@@ -60,9 +62,12 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     settings = resolve_data(cfg)
     facts = dataset_facts(cfg.dataset)
     if facts.events:
-        return build_events(cfg, settings.input_size, training=training)
-    if facts.kind == "digits":
-        dataset: ImageSet = _open_digits(cfg, training)
+        build_frames = build_events if facts.build is None else functools.partial(own_events, facts.build)
+        return build_frames(cfg, settings.input_size, training=training)
+    if facts.build is not None:
+        dataset: ImageSet = OwnDataset(facts.build(cfg, training), cfg, as_image)
+    elif facts.kind == "digits":
+        dataset = _open_digits(cfg, training)
     elif facts.kind == "folder":
         dataset = _open_folder(cfg, training)
     elif facts.kind == "shards":

@@ -6,8 +6,9 @@ Legend: C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -17,22 +18,24 @@ if TYPE_CHECKING:
     from utils.config.settings import Config
 
 LARGE_VALID_SIDE, LARGE_VALID_RESIZE = 288, 320  # pixels
+Build = Callable[["Config", bool], Any]  # see utils.data.register
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
     """What does not depend on the settings. None: it depends on the files or on the settings."""
 
-    kind: Literal["digits", "torch", "hub", "folder", "shards", "events"]
+    kind: Literal["digits", "torch", "hub", "folder", "shards", "events", "own"]
     classes: int | None = None
     channels: int | None = None
-    image_size: int = 224  # pixels, if img_size is not given
+    image_size: int | tuple[int, int] = 224  # pixels, side or height and width, if img_size is not given
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # per channel, of values in 0..1
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     crop_pct: float = 0.875  # evaluation: share of the resized image that the centre crop keeps
     mirrors: bool = True  # a mirrored image keeps its class
     default_root: str = ""  # if data_dir is not given; relative to the current directory
     expected: str = ""  # what lies in that root
+    build: Build | None = None  # opens a split of a registered data set
 
     @property
     def events(self) -> bool:
@@ -119,7 +122,10 @@ def dataset_facts(name: str) -> DatasetFacts:
             f"dataset: {name!r} is a stream, which cannot be counted or continued exactly; "
             f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
         )
-    raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(AVAILABLE)}{did_you_mean(name, AVAILABLE)}")
+    known = ", ".join(AVAILABLE)
+    raise UserError(
+        f"dataset: {name!r} is unknown; valid: {known}, or one that a --plugin registers{did_you_mean(name, AVAILABLE)}"
+    )
 
 
 def resolve_data(cfg: Config) -> DataSettings:
@@ -155,8 +161,8 @@ def resolve_data(cfg: Config) -> DataSettings:
 
 def _input_size(cfg: Config, facts: DatasetFacts) -> tuple[int, int, int]:
     if cfg.input_size is None:
-        side = cfg.img_size or facts.image_size
-        return cfg.in_channels, side, side
+        size = cfg.img_size or facts.image_size
+        return (cfg.in_channels, size, size) if isinstance(size, int) else (cfg.in_channels, *size)
     channels, height, width = cfg.input_size
     return channels, height, width
 

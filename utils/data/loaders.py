@@ -94,7 +94,7 @@ def _first_rank_first(cfg: Config, rank: int) -> Iterator[None]:
     # Rank 0 downloads or converts while the others wait: two would do it twice, or damage the archive. Where tars
     # are indexed, the others find the index made; without files, or image folders, they wait for nothing.
     wait = dist.is_initialized() and (
-        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events")
+        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events", "own")
     )
     if wait and rank > 0:
         dist.barrier()
