@@ -68,7 +68,7 @@ def _wrong_attributes(model: nn.Module) -> Iterator[str]:
     for name in _METHODS:
         method = getattr(model, name, None)
         if method is not None and not callable(method):
-            yield f"{name} is a {type(method).__name__}; make it a method, or leave it out"
+            yield f"{name} is {_kind(method)}; make it a method, or leave it out"
     sources = getattr(model, "spike_sources", None)
     if callable(sources):
         yield from _wrong_sources(sources(), set(model.modules()))
@@ -76,7 +76,7 @@ def _wrong_attributes(model: nn.Module) -> Iterator[str]:
 
 def _wrong_sources(sources: Any, parts: set[nn.Module]) -> Iterator[str]:
     if not isinstance(sources, Mapping):
-        yield f"spike_sources() returns a {type(sources).__name__}; return a dictionary from names to submodules"
+        yield f"spike_sources() returns {_kind(sources)}; return a dictionary from names to submodules"
         return
     for name, module in sources.items():
         if not isinstance(name, str) or module not in parts:
@@ -130,4 +130,4 @@ def _wrong_output(cfg: Config, output: Any) -> Iterator[str]:
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
-    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a value of type {type(value).__name__}"

@@ -30,6 +30,7 @@ SIZES = {
 }
 # Settings that are an argument of the model, where that has another name.
 _ARGUMENTS = SIZES | {"time_steps": "T"}
+_SETTINGS = {argument: name for name, argument in _ARGUMENTS.items()}
 _OURS = ("model", "module")  # where this repository's models are written
 
 
@@ -89,11 +90,14 @@ def create_model(cfg: Config) -> nn.Module:
         if not _is_about_settings(error, cfg):
             raise
         raise UserError(f"model {cfg.model}: {error}") from error
-    assert isinstance(model, nn.Module), f"model {cfg.model} is a {type(model).__name__}, not a torch.nn.Module"
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model {cfg.model}: its function returns a value of type {type(model).__name__}; return a torch.nn.Module"
+        )
     return model
 
 
-def _entry(name: str) -> Callable[..., nn.Module]:
+def _entry(name: str) -> Callable[..., Any]:
     """The function that builds the model."""
     names = own_models()
     if name in names:
@@ -110,13 +114,13 @@ def _entry(name: str) -> Callable[..., nn.Module]:
 
 
 def _given(cfg: Config) -> list[str]:
-    """The settings meant for the model that were given and differ from their default."""
-    arguments = {_SETTINGS.get(argument, argument) for argument in model_arguments(cfg)}
+    """The settings meant for the model that were given and differ from their default.
+
+    Not `img_size`: the data have that size whether or not a model asks for it.
+    """
+    arguments = {_SETTINGS.get(argument, argument) for argument in model_arguments(cfg)} - {"img_size"}
     defaults = type(cfg)()
     return [n for n in cfg.as_dict() if n in cfg.explicit & arguments and getattr(cfg, n) != getattr(defaults, n)]
-
-
-_SETTINGS = {argument: name for name, argument in _ARGUMENTS.items()}
 
 
 def _is_about_settings(error: ValueError, cfg: Config) -> bool:
