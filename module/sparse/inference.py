@@ -10,8 +10,9 @@ Spikes are int64 bits `[P, ceil(C/64)]`, membrane values float32 `[P, C]`; both 
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,13 @@ from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
 from module.block import MS_Block_Conv
-from module.kernels.native import NativeError
+from module.folding import folded
+from module.kernels.neurons import KernelLIF, KernelParametricLIF
+from module.kernels.parts import PARTS, FusedPart
+from module.kernels.substitute import Substitute, plain_class, watched
 from module.mlp import MS_MLP_Conv
+from module.neuron import LIF, SURROGATES, ParametricLIF
+from module.sparse.conv import why_unusable
 from module.sparse.crossover import crossover
 from module.sparse.library import load
 from module.sparse.ops import checked, pack_weight, pointer, unpack_spikes
@@ -72,140 +78,78 @@ class _Layer:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, bn: nn.Module) -> _Layer:
-        if not isinstance(bn, nn.BatchNorm2d):  # folded into the convolution before
-            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
-            return cls(conv.weight.detach().clone(memory_format=torch.channels_last), bias, pack_weight(conv.weight))
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        # In float64: rounding must not be added to that of the folded weights themselves.
-        scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-        bias = bn.bias.double() - bn.running_mean.double() * scale
-        if conv.bias is not None:
-            bias = bias + conv.bias.double() * scale
-        weight = (conv.weight.double() * scale[:, None, None, None]).float()
-        return cls(weight.contiguous(memory_format=torch.channels_last), bias.float(), pack_weight(weight))
+        exact = folded(conv, bn)
+        weight = exact.weight.detach().contiguous(memory_format=torch.channels_last)
+        bias = torch.zeros(conv.out_channels) if exact.bias is None else exact.bias.detach()
+        return cls(weight, bias, pack_weight(weight))
 
 
-def why_not(model: nn.Module) -> str | None:
-    """The reason why `model` cannot be evaluated here from spikes to spikes, or None."""
-    if not isinstance(getattr(model, "patch_embed", None), MS_SPS):
-        return f"{type(model).__name__} is no Spike-driven Transformer"
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            return f"{name} is {parameter.dtype} on {parameter.device}; float32 on a CPU is needed"
-    for name, layer in model.named_modules():
-        if isinstance(layer, MS_SSA_Conv) and isinstance(layer.k_pool, nn.MaxPool3d):
-            return "event mode (dvs_mode) pools over heads inside the attention, which is not built on bits"
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
-            return f"{name} keeps no running statistics to fold"
-        if hasattr(layer, "v_threshold") and (layer.v_reset != 0 or not layer.decay_input or layer.v_threshold <= 0):
-            return f"{name} is not a neuron with hard reset to 0, input decay and a positive threshold"
-    try:
-        load()
-    except NativeError as error:
-        return str(error)
-    return None
+# Of these the network may consist.
+_CLASSES: tuple[type[nn.Module], ...] = (
+    *(MS_SPS, MS_SSA_Conv, MS_MLP_Conv, MS_Block_Conv, LIF, ParametricLIF, nn.ModuleList),
+    *(nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Identity, nn.Linear),
+    *SURROGATES.values(),  # type: ignore[arg-type]
+)
 
 
-class EventInference(nn.Module):
-    """The evaluation of `model` from spikes to spikes; called like the model, equal to `model.eval()` in float32.
-
-    Sums are in another order, so membrane values differ by rounding, and a value within rounding of the threshold
-    may fire in one and not in the other.
+class _Network:
+    """The convolutions of `root`, a network or one part of it, with BatchNorm folded in, and the ways of its parts.
 
     Args:
-        model: a `SpikeDrivenTransformer`. Its parameters and running statistics are read now; later changes have no
-            effect.
         auto: compute a layer densely above the firing rate where that is faster on this machine.
-
-    Raises:
-        ValueError: `why_not(model)` has a reason.
     """
 
-    def __init__(self, model: nn.Module, *, auto: bool = True) -> None:
-        super().__init__()
-        if reason := why_not(model):
-            raise ValueError(f"this model cannot be evaluated from spikes to spikes: {reason}")
-        self._model: list[Any] = [model]  # in a list: its parameters are not this module's
+    def __init__(self, root: nn.Module, *, auto: bool) -> None:
         self.auto = auto
         self.layers: dict[str, _Layer] = {}
         with torch.no_grad():
-            for name, layer in model.named_modules():
+            for name, layer in root.named_modules():
                 if isinstance(layer, nn.Conv2d):
-                    bn_name = name.replace("conv", "bn")
-                    self.layers[name] = _Layer.of(layer, model.get_submodule(bn_name))
-        self.train(False)
+                    self.layers[name] = _Layer.of(layer, root.get_submodule(name.replace("conv", "bn")))
 
-    def additions(self) -> dict[str, int]:
-        """Additions of weights each layer did since construction; a layer computed densely adds none."""
-        return {name: layer.additions for name, layer in self.layers.items()}
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, hook: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Logits `[B, K]` (`[T, B, K]` with TET) of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`.
-
-        With a `hook` to fill with spike tensors, the model's own forward runs.
-        """
-        (model,) = self._model
-        if hook is not None:
-            logits, hook = model.eval()(x, hook)
-            return logits, hook
-        with torch.autocast("cpu", enabled=False):
-            u, pixels = self._patch_embed(model.patch_embed, model._to_time_first(x.float()))
-            for i, block in enumerate(model.block):
-                assert isinstance(block, MS_Block_Conv)
-                u = self._attention(f"block.{i}.attn", block.attn, u, pixels)
-                u = self._mlp(f"block.{i}.mlp", block.mlp, u, pixels)
-            features = u.view(pixels.steps, pixels.batch, -1, u.shape[1]).mean(dim=2)  # [T, B, D]
-            return model.forward_head(features), None
-
-    # ---------------------------------------------------------------------------------------------- the network
-
-    def _patch_embed(self, sps: MS_SPS, x: Tensor) -> tuple[Tensor, _Map]:
+    def patch_embed(self, name: str, sps: MS_SPS, x: Tensor) -> tuple[Tensor, _Map]:
         """`[T, B, C, H, W]` -> membrane values `[P, D]`, and the map they belong to."""
         T, B, _, H, W = x.shape
         static = x.stride(0) == 0  # the same image at each step: its currents are computed once
-        first = self.layers["patch_embed.proj_conv"]
+        first = self.layers[f"{name}proj_conv"]
         frames = (x[0] if static else x.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
         current = F.conv2d(frames, first.weight, first.bias, padding=1).contiguous(memory_format=torch.channels_last)
         s = self._fire(sps.proj_lif, current, _Map(current, T, B, H, W, len(first.bias)), static=static)
         s = self._pool(sps.maxpool, s)
-        s = self._pool(sps.maxpool1, self._spikes("patch_embed.proj_conv1", s, sps.proj_lif1))
-        s = self._pool(sps.maxpool2, self._spikes("patch_embed.proj_conv2", s, sps.proj_lif2))
-        u = self._membrane("patch_embed.proj_conv3", s)
+        s = self._pool(sps.maxpool1, self._spikes(f"{name}proj_conv1", s, sps.proj_lif1))
+        s = self._pool(sps.maxpool2, self._spikes(f"{name}proj_conv2", s, sps.proj_lif2))
+        u = self._membrane(f"{name}proj_conv3", s)
         if isinstance(sps.maxpool3, nn.MaxPool2d):
             image = u.view(T * B, s.height, s.width, -1).permute(0, 3, 1, 2)
             pooled = sps.maxpool3(image).contiguous(memory_format=torch.channels_last)
             u, (H, W) = pooled.permute(0, 2, 3, 1).reshape(-1, u.shape[1]), pooled.shape[-2:]
             s = _Map(s.bits, T, B, H, W, s.channels)
         s = self._fire(sps.proj_lif3, u, _Map(u, T, B, s.height, s.width, u.shape[1]))
-        return self._membrane("patch_embed.rpe_conv", s, residual=u), s
+        return self._membrane(f"{name}rpe_conv", s, residual=u), s
 
-    def _attention(self, name: str, attn: MS_SSA_Conv, u: Tensor, pixels: _Map) -> Tensor:
+    def attention(self, name: str, attn: MS_SSA_Conv, u: Tensor, pixels: _Map) -> Tensor:
         s = self._fire(attn.shortcut_lif, u, pixels)
-        q = self._spikes(f"{name}.q_conv", s, attn.q_lif)
-        k = self._spikes(f"{name}.k_conv", s, attn.k_lif)
-        v = self._spikes(f"{name}.v_conv", s, attn.v_lif)
+        q = self._spikes(f"{name}q_conv", s, attn.q_lif)
+        k = self._spikes(f"{name}k_conv", s, attn.k_lif)
+        v = self._spikes(f"{name}v_conv", s, attn.v_lif)
         neuron = _Neuron.of(attn.talking_heads_lif)
         tokens, threads = q.height * q.width, torch.get_num_threads()
         checked(
-            load().event_attention(
+            load().sparse_attention(
                 *(pointer(q.bits), pointer(k.bits), pointer(v.bits), q.steps, q.batch, tokens, q.channels),
                 *(neuron.decay, neuron.threshold, threads),
             )
         )
-        return self._membrane(f"{name}.proj_conv", q, residual=u)
+        return self._membrane(f"{name}proj_conv", q, residual=u)
 
-    def _mlp(self, name: str, mlp: MS_MLP_Conv, u: Tensor, pixels: _Map) -> Tensor:
+    def mlp(self, name: str, mlp: MS_MLP_Conv, u: Tensor, pixels: _Map) -> Tensor:
         s = self._fire(mlp.fc1_lif, u, pixels)
         if mlp.shortcut_after_fc1:
-            u = self._membrane(f"{name}.fc1_conv", s, residual=u)
+            u = self._membrane(f"{name}fc1_conv", s, residual=u)
             s = self._fire(mlp.fc2_lif, u, pixels)
         else:
-            s = self._spikes(f"{name}.fc1_conv", s, mlp.fc2_lif)
-        return self._membrane(f"{name}.fc2_conv", s, residual=u)
-
-    # ----------------------------------------------------------------------------------------------- the pieces
+            s = self._spikes(f"{name}fc1_conv", s, mlp.fc2_lif)
+        return self._membrane(f"{name}fc2_conv", s, residual=u)
 
     def _spikes(self, name: str, s: _Map, node: nn.Module) -> _Map:
         """Convolution, BatchNorm and neuron: spikes in, spikes out."""
@@ -240,7 +184,7 @@ class EventInference(nn.Module):
         M, C, k, _ = layer.weight.shape
         decay, threshold = (neuron.decay, neuron.threshold) if neuron else (0.0, 0.0)
         images = s.steps * s.batch // steps
-        additions = load().event_forward(
+        additions = load().sparse_forward(
             *(pointer(s.bits), steps, images, s.height, s.width, C, M, k * k, pointer(layer.packed)),
             *(pointer(layer.bias), pointer(residual), pointer(out), 0, pointer(spikes)),
             *(decay, threshold, torch.get_num_threads()),
@@ -251,7 +195,7 @@ class EventInference(nn.Module):
         if not self.auto:
             return False
         M, C, k, _ = layer.weight.shape
-        spikes = load().event_count(pointer(s.bits), s.bits.numel(), torch.get_num_threads())
+        spikes = load().sparse_count(pointer(s.bits), s.bits.numel(), torch.get_num_threads())
         return spikes > crossover(C, M, k, s.pixels) * s.pixels * C
 
     @staticmethod
@@ -267,7 +211,7 @@ class EventInference(nn.Module):
         neuron = _Neuron.of(node)
         per_step, C = pixels.pixels // pixels.steps, current.numel() * (pixels.steps if static else 1) // pixels.pixels
         out = pixels.empty(C)
-        load().event_lif(
+        load().sparse_lif(
             *(pointer(current), 0 if static else per_step * C, pixels.steps, per_step, C),
             *(neuron.decay, neuron.threshold, pointer(out.bits), torch.get_num_threads()),
         )
@@ -281,5 +225,132 @@ class EventInference(nn.Module):
         bits = torch.empty(s.steps * s.batch * height * width, s.bits.shape[1], dtype=torch.int64)
         images, words = s.steps * s.batch, s.bits.shape[1]
         arguments = (images, s.height, s.width, words)
-        load().event_pool(pointer(s.bits), *arguments, pointer(bits), torch.get_num_threads())
+        load().sparse_pool(pointer(s.bits), *arguments, pointer(bits), torch.get_num_threads())
         return _Map(bits, s.steps, s.batch, height, width, s.channels)
+
+
+def why_not(model: nn.Module) -> str | None:
+    """The reason why `model` cannot be evaluated here from spikes to spikes, or None.
+
+    Each part must be one of the published classes, unchanged: what is computed here is written for these alone.
+    """
+    if edited := SparseInference.edited():
+        return f"{', '.join(edited)} was edited"
+    if watched(*model.modules()):
+        return "somebody watches its layers with hooks"
+    methods = {name.rpartition(".")[2] for name in SparseInference.stands_for}
+    for name, layer in model.named_modules():
+        kind: Any = plain_class(layer)
+        if kind not in _CLASSES and not (layer is model and type(model) is SparseInference.model_class()):
+            return f"{name or 'the model'} is {kind.__name__}, for which there is no such way"
+        if replaced := methods & vars(layer).keys():
+            return f"{name or 'the model'} has {', '.join(replaced)} of its own"
+        if kind is MS_SSA_Conv and isinstance(layer.k_pool, nn.MaxPool3d):
+            return "event mode (dvs_mode) pools over heads inside the attention, which is not built on bits"
+        if kind is nn.BatchNorm2d and layer.running_mean is None:
+            return f"{name} keeps no running statistics to fold"
+        if hasattr(layer, "v_threshold") and (layer.v_reset != 0 or not layer.decay_input or layer.v_threshold <= 0):
+            return f"{name} is not a neuron with hard reset to 0, input decay and a positive threshold"
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            return f"{name} is {parameter.dtype} on {parameter.device}; float32 on a CPU is needed"
+    return why_unusable()
+
+
+class SparseInference(Substitute):
+    """The evaluation of `model` from spikes to spikes; called like the model, equal to `model.eval()` in float32.
+
+    Sums are in another order, so membrane values differ by rounding, and a value within rounding of the threshold
+    may fire in one and not in the other.
+
+    Args:
+        model: a `SpikeDrivenTransformer`. Its parameters and running statistics are read now; later changes have no
+            effect.
+        auto: compute a layer densely above the firing rate where that is faster on this machine.
+
+    Raises:
+        ValueError: `why_not(model)` has a reason.
+    """
+
+    runs_as = "spikes to spikes"
+    stands_for: ClassVar[dict[str, str]] = {
+        **{name: known for part in PARTS.values() for name, known in part.stands_for.items()},
+        **KernelLIF.stands_for,
+        **KernelParametricLIF.stands_for,
+        "module.block:MS_Block_Conv.forward": "fc030af9f7b78114",
+        "model:SpikeDrivenTransformer.forward_features": "74e3a9b90f66e1a5",
+    }
+
+    def __init__(self, model: nn.Module, *, auto: bool = True) -> None:
+        super().__init__()
+        if reason := why_not(model):
+            raise ValueError(f"this model cannot be evaluated from spikes to spikes: {reason}")
+        self._model: list[Any] = [model]  # in a list: its parameters are not this module's
+        self.network = _Network(model, auto=auto)
+        self.train(False)
+
+    @staticmethod
+    def model_class() -> type[nn.Module]:
+        return importlib.import_module("model").SpikeDrivenTransformer  # type: ignore[no-any-return]
+
+    def additions(self) -> dict[str, int]:
+        """Additions of weights each layer did since construction; a layer computed densely adds none."""
+        return {name: layer.additions for name, layer in self.network.layers.items()}
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, hook: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:  # type: ignore[override]
+        """Logits `[B, K]` (`[T, B, K]` with TET) of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`.
+
+        With a `hook` to fill with spike tensors, the model's own forward runs.
+        """
+        (model,) = self._model
+        if hook is not None:
+            logits, hook = model.eval()(x, hook)
+            return logits, hook
+        network = self.network
+        with torch.autocast("cpu", enabled=False):
+            u, pixels = network.patch_embed("patch_embed.", model.patch_embed, model._to_time_first(x.float()))
+            for i, block in enumerate(model.block):
+                u = network.attention(f"block.{i}.attn.", block.attn, u, pixels)
+                u = network.mlp(f"block.{i}.mlp.", block.mlp, u, pixels)
+            features = u.view(pixels.steps, pixels.batch, -1, u.shape[1]).mean(dim=2)  # [T, B, D]
+            return model.forward_head(features), None
+
+
+class _PartOnBits(FusedPart):
+    """One part as `SparseInference` computes it, for the proof."""
+
+    def fast_forward(self, x: Tensor) -> Tensor:
+        network, T, B = _Network(self, auto=False), *x.shape[:2]
+        if isinstance(self, MS_SPS):
+            u, pixels = network.patch_embed("", self, x)
+        else:
+            C, H, W = x.shape[2:]
+            u = x.permute(0, 1, 3, 4, 2).reshape(-1, C).contiguous()
+            pixels = _Map(u, T, B, H, W, C)
+            u = (
+                network.attention("", self, u, pixels)
+                if isinstance(self, MS_SSA_Conv)
+                else network.mlp("", self, u, pixels)
+            )  # type: ignore[arg-type]
+        return u.view(T, B, pixels.height, pixels.width, -1).permute(0, 1, 4, 2, 3)
+
+
+class _SPSOnBits(_PartOnBits, MS_SPS):
+    plain_class: ClassVar[type[nn.Module]] = MS_SPS
+    neurons: ClassVar[dict[str, str | None]] = PARTS[MS_SPS].neurons
+
+
+class _SSAOnBits(_PartOnBits, MS_SSA_Conv):
+    plain_class: ClassVar[type[nn.Module]] = MS_SSA_Conv
+    neurons: ClassVar[dict[str, str | None]] = PARTS[MS_SSA_Conv].neurons
+
+
+class _MLPOnBits(_PartOnBits, MS_MLP_Conv):
+    plain_class: ClassVar[type[nn.Module]] = MS_MLP_Conv
+    neurons: ClassVar[dict[str, str | None]] = PARTS[MS_MLP_Conv].neurons
+
+
+ON_BITS: dict[type[nn.Module], type[FusedPart]] = {
+    part.plain_class: part for part in (_SPSOnBits, _SSAOnBits, _MLPOnBits)
+}

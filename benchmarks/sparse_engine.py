@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from benchmarks.measure import PeakMemory, in_child, interleave, print_json, print_table, speedup
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module.sparse.conv import EventConv2d, use_engine
-from module.sparse.inference import EventInference
+from module.sparse.conv import SparseConv2d, use_engine
+from module.sparse.inference import SparseInference
 from utils.run.allocator import keep_freed_memory
 
 CIFAR = dict(img_size_h=32, img_size_w=32, num_classes=10, embed_dims=512, depths=2, pooling_stat="0011")
@@ -95,7 +95,7 @@ def entering_rates(model: SpikeDrivenTransformer, x: Tensor) -> dict[str, float]
     def note(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: rates.update({name: float((inputs[0] != 0).float().mean())})
 
-    handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, EventConv2d)]
+    handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, SparseConv2d)]
     with torch.no_grad():
         model(x)
     for handle in handles:
@@ -115,7 +115,7 @@ def with_allocator(name: str, call: Call) -> Call:
 
 def evaluation(plain: PlainSDT, x: Tensor, rounds: int, clock: Clock) -> dict[str, Any]:
     layered = as_model(plain, "event").eval()
-    bits = EventInference(plain, auto=False)
+    bits = SparseInference(plain, auto=False)
     channels_last = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     def bf16() -> object:
