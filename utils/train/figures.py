@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.measure.energy import EnergyReport
+from utils.measure.energy import EnergyReport, EnergyRow
 from utils.measure.firing import FiringRow
 from utils.report.tables import energy as energy_text
 from utils.train.runlog import SUMMARY
@@ -27,6 +27,10 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="both", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _label(row: FiringRow | EnergyRow) -> str:
+    return f"{row.name}   ({row.paper_name})" if row.paper_name else row.name
 
 
 def draw_curves(folder: Path) -> Path:
@@ -80,7 +84,7 @@ def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
         colour = _STEP_COLOURS[t % len(_STEP_COLOURS)]
         label = f"t = {t + 1}" if steps <= len(_STEP_COLOURS) else None
         axes.plot([row.rate[t] for row in rows], places, "o", color=colour, markersize=3.5, label=label)
-    axes.set_yticks(places, [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(places, [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title=title, xlabel="firing rate (spikes per element and time step)")
@@ -102,7 +106,7 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     for i, row in enumerate(rows):
         share = f"  {row.energy_pJ / (report.total_pJ or 1):.1%}"
         axes.text(row.energy_pJ / factor, i, share, va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
