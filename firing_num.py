@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         )
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
     from utils.run.distributed import distributed
-    from utils.train.runlog import logger, setup_logging
+    from utils.train.run_files import logger, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
     from utils.run.distributed import distributed
-    from utils.train.runlog import claimed, resumes_in_place, run_folder, setup_logging
+    from utils.train.run_files import claimed, resumes_in_place, run_folder, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)

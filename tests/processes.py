@@ -94,7 +94,8 @@ def train_until(argv: list[str], events: int) -> None:
     """Train, and kill this process at its `events`-th event: a step, or a change of a file on the way to disk."""
     import train as entry
     from utils.run import checkpoint
-    from utils.train import checkpoint_store, runlog
+    from utils.train import checkpoint_store
+    from utils.train import run_files as runlog
     from utils.train import step as engine
 
     left = events

@@ -25,7 +25,7 @@ from utils.run.build import build_model, check_neurons
 from utils.run.checkpoint import load_weights
 from utils.run.distributed import Process
 from utils.run.precision import Precision
-from utils.train.runlog import Progress
+from utils.train.run_files import Progress
 from utils.train.step import EvalResult, evaluate
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils.train.runlog import clock, logger, peak_memory
+from utils.train.run_files import clock, logger, peak_memory
 from utils.train.step import Tally, evaluate, train_one_epoch
 from utils.train.trainer import Trainer
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from utils.errors import Stopped, UserError
 from utils.run.distributed import Process
 from utils.train.checkpoint_store import LAST, CheckpointStore
+from utils.train.run_files import logger
 from utils.train.run_state import RunState
-from utils.train.runlog import logger
 from utils.train.signals import StopRequest
 from utils.train.step import Tally
 

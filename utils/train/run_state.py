@@ -20,7 +20,7 @@ from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.train.optim import set_learning_rate
-from utils.train.runlog import logger
+from utils.train.run_files import logger
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from utils.measure.energy import EnergyReport
 from utils.measure.firing import FiringRow
 from utils.report.tables import energy as energy_text
-from utils.train.runlog import SUMMARY
+from utils.train.run_files import SUMMARY
 
 if TYPE_CHECKING:
     from utils.measure.sweep import SweepPoint
