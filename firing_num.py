@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
             "(or --from-rates FILE for the energy of published rates)"
         )
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
+    from utils.run.console import logger, setup_logging
     from utils.run.distributed import distributed
-    from utils.train.run_files import logger, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)

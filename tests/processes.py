@@ -94,9 +94,9 @@ def train_until(argv: list[str], events: int) -> None:
     """Train, and kill this process at its `events`-th event: a step, or a change of a file on the way to disk."""
     import train as entry
     from utils.run import checkpoint
-    from utils.train import checkpoint_store
-    from utils.train import run_files as runlog
-    from utils.train import step as engine
+    from utils.train import checkpoint_store, trainer
+    from utils.train.run_files import RunLog
+    from utils.train.step import TrainStep
 
     left = events
 
@@ -110,9 +110,9 @@ def train_until(argv: list[str], events: int) -> None:
 
         return counted
 
-    engine.TrainStep.run = dies_after(engine.TrainStep.run)  # type: ignore[method-assign]
-    runlog.RunLog.epoch = dies_after(runlog.RunLog.epoch)  # type: ignore[method-assign]
-    engine.evaluate = dies_after(engine.evaluate)
+    TrainStep.run = dies_after(TrainStep.run)  # type: ignore[method-assign]
+    RunLog.epoch = dies_after(RunLog.epoch)  # type: ignore[method-assign]
+    trainer.evaluate = dies_after(trainer.evaluate)
     checkpoint_store._link = dies_after(checkpoint_store._link)
 
     class Os:

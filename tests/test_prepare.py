@@ -14,7 +14,7 @@ from test_event_sources import GESTURE, pretend
 
 from utils import prepare
 from utils.errors import UserError
-from utils.events.colours import colour
+from utils.events.pictures import colour
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from utils.errors import UserError
-from utils.train.run_files import LOCK, claimed
+from utils.train.run_folder import LOCK, claimed
 
 
 def names(folder):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from utils.data.transforms import eval_transform
 from utils.errors import UserError
-from utils.events.colours import colour
+from utils.events.pictures import colour
 from utils.run.hooks import ForwardHook, hooked
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
 from utils.run.build import build_model, check_neurons
 from utils.run.checkpoint import load_weights
+from utils.run.console import Progress
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
-from utils.train.run_files import Progress
-from utils.train.step import EvalResult, evaluate
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

@@ -19,8 +19,8 @@ from utils.measure.sdt.rates_file import RatesReport
 from utils.report.figures import draw_energy, draw_firing_rates, draw_sweep
 from utils.report.page import write_html
 from utils.report.report import Report, write_layers_csv
+from utils.run.console import logger
 from utils.run.reproduce import git_commit, versions
-from utils.train.run_files import logger
 
 _MOST_MAPS = 64  # rows of one picture; more would be unreadable, and slow to draw
 

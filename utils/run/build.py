@@ -11,9 +11,8 @@ from torch import nn
 
 from utils.data.facts import resolve_data
 from utils.errors import UserError, did_you_mean
-from utils.run.batchnorm import convert_sync_batchnorm
+from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
-from utils.run.split_batchnorm import convert_split_batchnorm
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

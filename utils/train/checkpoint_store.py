@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint, sync_folder, write_checkpoint
-from utils.train.run_files import logger
+from utils.run.console import logger
 
 LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"

@@ -21,7 +21,6 @@ from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
 from utils.errors import NonFiniteError, UserError
 from utils.measure.firing import FiringRecorder
-from utils.report.figures import draw_curves
 from utils.run.build import (
     build_model,
     check_neurons,
@@ -30,16 +29,19 @@ from utils.run.build import (
     prepare_for_training,
     with_sizes_of,
 )
+from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.train.curves import draw_curves
 from utils.train.losses import make_train_loss
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
-from utils.train.run_files import Progress, RunLog, clock, logger, peak_memory
+from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
-from utils.train.step import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
+from utils.train.step import Tally, TrainResult, TrainStep, train_one_epoch
 
 if TYPE_CHECKING:
     from utils.config.settings import Config
