@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
     from utils.run.console import setup_logging
     from utils.run.distributed import distributed
-    from utils.train.run_folder import claimed, resumes_in_place, run_folder
+    from utils.train.run_folder import lock_folder, resumes_in_place, run_folder
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         folder = run_folder(cfg)
         if not process.is_main:
             return train(cfg, process, folder)
-        with claimed(folder, keep=resumes_in_place(cfg, folder)):
+        with lock_folder(folder, keep=resumes_in_place(cfg, folder)):
             return train(cfg, process, folder)
 
 

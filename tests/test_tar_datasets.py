@@ -166,7 +166,7 @@ def test_the_index_is_kept_and_made_anew_when_a_shard_changes(shards: Path, monk
     index.write_bytes(index.read_bytes()[:-100])
     assert len(build_dataset(cfg, training=True)) == 16
     assert len(built) == 4
-    assert not list(shards.glob("*.tmp"))
+    assert not list(shards.glob(".*.partial"))
 
 
 def test_the_index_goes_to_the_cache_folder_where_the_data_is_read_only(

@@ -30,6 +30,7 @@ from utils.events.files import (
     write_events,
     write_json,
 )
+from utils.files import replacing
 
 MANIFEST = "prepared.json"
 _CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -181,10 +182,8 @@ def extract(archive: Path, target: Path) -> None:
                 if path.is_file() and path.stat().st_size == size:
                     continue
                 make_folder(path.parent)
-                partial = path.with_name(f".{path.name}.partial")
-                with open_member() as read, partial.open("wb") as write:
+                with open_member() as read, replacing(path) as partial, partial.open("wb") as write:
                     shutil.copyfileobj(read, write, 1 << 20)
-                partial.replace(path)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{archive} cannot be extracted to {target} ({error}); check it and the free space") from error
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.config.parse import to_yaml
 from utils.errors import UserError
+from utils.files import replacing
 from utils.run.console import logger
 
 if TYPE_CHECKING:
@@ -109,6 +110,5 @@ def _keep_rows_before(path: Path, epoch: int, epoch_of: Callable[[str], Any]) ->
             known = line.startswith("epoch,") and epoch > 0  # the header
         if known and line.endswith("\n"):
             kept.append(line)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 from collections.abc import Iterator
 from datetime import datetime
@@ -47,22 +46,25 @@ def resumes_in_place(cfg: Config, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, keep: bool) -> Iterator[None]:
-    """Hold `folder` for this run. Unless it is to `keep` what lies there, an earlier run of that name is renamed.
+def lock_folder(folder: Path, keep: bool) -> Iterator[None]:
+    """Make `folder`, and lock it for this run while it is entered.
 
     A start that fails before it has written a file leaves the folder as it found it.
+
+    Args:
+        keep: the run goes on with the files there; otherwise the folder of an earlier run is renamed first.
 
     Raises:
         UserError: another live run writes to it, or it cannot be written.
     """
     aside = None
     if not keep and _holds_files(folder):
-        with _locked(folder):
+        with _lock(folder):
             aside = _free_name(folder)
             folder.rename(aside)
         logger.info(f"{folder} holds an earlier run: it is now {aside}")
     is_new = not folder.exists()
-    with _locked(folder):
+    with _lock(folder):
         try:
             yield
         finally:
@@ -87,7 +89,7 @@ def _free_name(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -97,11 +99,13 @@ def _locked(folder: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
+            import fcntl
+
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"output folder {folder} is in use by another run; give this one another --experiment"
             ) from None
-        except OSError as error:
-            logger.warning("cannot lock %s (%s): do not start a second run there", folder, error.strerror)
+        except (ImportError, OSError) as error:  # Windows has no fcntl
+            logger.warning(f"warning: {folder} cannot be locked ({error}); do not start a second run there")
         yield
