@@ -16,11 +16,21 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils.config.parse import config_from
-from utils.config.settings import Config
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
-from utils.data.facts import DATASETS, DIGITS, dataset_facts, resolve_data
+from utils.config.settings import EVENT_DATASETS, Config
+from utils.data.datasets import (
+    DATASETS,
+    DIGITS,
+    build_dataset,
+    build_datasets,
+    dataset_facts,
+    register_dataset,
+    resolve_data,
+)
+from utils.data.facts import DatasetFacts
+from utils.data.images import DigitsDataset
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
+from utils.events.sources import SOURCES
 
 
 def digits_config(**settings: Any) -> Config:
@@ -153,6 +163,41 @@ def test_aug_splits_give_one_clean_and_one_augmented_copy() -> None:
 def test_aug_splits_without_augmentation_are_refused() -> None:
     with pytest.raises(UserError, match="aug_splits: needs augmentation, but no_aug is on"):
         build_dataset(digits_config(aug_splits=2, no_aug=True), training=True)
+
+
+# --- a set of one's own -----------------------------------------------------------------------------------
+
+
+class Stripes:
+    """Six images of two classes."""
+
+    def __init__(self) -> None:
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]:
+        return self.transform(Image.new("RGB", (9, 9), (40 * index,) * 3)), index % 2
+
+
+def test_a_set_of_images_needs_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.data.datasets.DATASETS", dict(DATASETS))
+    facts = DatasetFacts(lambda cfg, training: Stripes(), classes=2, channels=3, image_size=16)
+    register_dataset("stripes", facts)
+    train, evaluation = build_datasets(config_from({"dataset": "stripes", "num_classes": 2}))
+    assert torch.as_tensor(train[1][0]).shape == (3, 16, 16)
+    assert [evaluation[i][1] for i in range(len(evaluation))] == [0, 1] * 3
+    with pytest.raises(UserError, match="num_classes: 3 does not fit dataset 'stripes', which has 2 classes"):
+        build_datasets(config_from({"dataset": "stripes", "num_classes": 3}))
+    with pytest.raises(UserError, match="dataset: 'stripe' is unknown; valid: .*; did you mean stripes?"):
+        build_datasets(config_from({"dataset": "stripe"}))
+    with pytest.raises(ValueError, match="there is a data set 'stripes' already"):
+        register_dataset("stripes", facts)
+
+
+def test_the_settings_know_the_event_sets() -> None:
+    assert tuple(SOURCES) == EVENT_DATASETS
 
 
 # --- facts and settings ----------------------------------------------------------------------------------

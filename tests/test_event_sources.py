@@ -18,7 +18,7 @@ from torchvision.datasets.utils import calculate_md5 as md5_of
 
 from utils.errors import UserError
 from utils.events import sources as event_sources
-from utils.events.download import fetch
+from utils.events.download import extract, fetch
 from utils.events.files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
 from utils.events.sources import SOURCES, event_samples, prepare_events
 
@@ -243,7 +243,7 @@ def test_an_archive_that_points_outside_is_refused(cifar, tmp_path_factory) -> N
     with zipfile.ZipFile(cifar / "evil.zip", "w") as file:
         file.writestr("../../outside.aedat", b"x")
     with pytest.raises(UserError, match="points outside of"):
-        event_sources.extract(cifar / "evil.zip", cifar / "extract")
+        extract(cifar / "evil.zip", cifar / "extract")
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
+from utils.data.datasets import dataset_facts, resolve_data
+from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
 from utils.errors import UserError
 from utils.measure.energy import COSTS, Cost, EnergyReport, account

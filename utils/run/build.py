@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from utils.data.facts import resolve_data
+from utils.data.datasets import resolve_data
 from utils.errors import UserError, did_you_mean
 from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
