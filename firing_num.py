@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
             "(or --from-rates FILE for the energy of published rates)"
         )
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
+    from utils.run.console import logger, setup_logging
     from utils.run.distributed import distributed
-    from utils.train.runlog import logger, setup_logging
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -60,13 +60,6 @@ def measure(cfg: Config, process: Process) -> int:
     folder = output_folder(cfg, Path(cfg.resume).resolve().parent.name)
     measurement = Measurement(cfg, process)
     say_what_changed(measurement.checkpoint, cfg.resume)
-    # Read first: a wrong file name should not cost an evaluation.
-    shown = map_input(measurement, cfg.attention_map) if cfg.attention_map else None
-    measured = measurement.evaluate()
-    points = sweep(measurement, cfg.sweep_T) if cfg.sweep_T else []
-    if not process.is_main:
-        return 0
-    report = Report(f"{cfg.model} on {cfg.dataset}", measured, facts_of(measurement), sweep=points)
     # What may fail comes first: a wrong file name should not cost an evaluation.
     maps = attention_picture(measurement, cfg.attention_map, folder) if cfg.attention_map else []
     steps = cfg.sweep_T or []

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
+    from utils.run.console import setup_logging
     from utils.run.distributed import distributed
-    from utils.train.runlog import claimed, resumes_in_place, run_folder, setup_logging
+    from utils.train.run_folder import lock_folder, resumes_in_place, run_folder
 
     with distributed(cfg) as process:
         setup_logging(process)
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         folder = run_folder(cfg)
         if not process.is_main:
             return train(cfg, process, folder)
-        with claimed(folder, keep=resumes_in_place(cfg, folder)):
+        with lock_folder(folder, keep=resumes_in_place(cfg, folder)):
             return train(cfg, process, folder)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import model as this_repository
 from utils.config.parse import config_from
-from utils.data import facts
+from utils.data.datasets import dataset_facts
 from utils.errors import UserError
 from utils.run.build import build_model, prepare_for_training, with_sizes_of
 from utils.run.contract import check_contract
@@ -270,4 +270,4 @@ def test_a_wrong_data_set_is_answered_with_the_registered_ones():
     with pytest.raises(
         UserError, match=r"'digit' is unknown; valid: digits, .*, or one that a --plugin registers; did you"
     ):
-        facts.dataset_facts("digit")
+        dataset_facts("digit")

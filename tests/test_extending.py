@@ -60,8 +60,8 @@ def test_parts_from_a_folder_elsewhere_train_go_on_and_are_measured(name, tmp_pa
     for plugin in plugins:
         shutil.copy(ROOT / "examples" / plugin, tmp_path)
     (tmp_path / "some.txt").write_text("\n".join(map(str, range(480))))
-    (tmp_path / "a.yml").write_text(f"{TINY_RUN}train_split_path: some.txt\nworkers: 0\ndevice: cpu\nhflip: 0\n"
-                                    f"val_batch_size: 180\ncooldown_epochs: 0\nplugin: {json.dumps(plugins)}\n")  # fmt: skip
+    own = "train_split_path: some.txt\nworkers: 0\ndevice: cpu\nhflip: 0\nval_batch_size: 180\ncooldown_epochs: 0\n"
+    (tmp_path / "a.yml").write_text(f"{TINY_RUN}{own}plugin: {json.dumps(plugins)}\n")
     argv = ["-c", "a.yml", "--experiment", "run", *options]
     run(processes.train, [*argv, "--epochs", "1"], tmp_path)
     run(processes.train, [*argv, "--epochs", "2", "--resume", "auto"], tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from utils.config.parse import config_from
-from utils.data import facts
+from utils.data.datasets import DATASETS
 from utils.data.loaders import build_eval_loader
 from utils.errors import UserError
 from utils.run import plugins
@@ -25,13 +25,12 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_imported", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    before, known, names = set(sys.modules), dict(facts.DATASETS), list(facts.AVAILABLE)
+    before, known = set(sys.modules), dict(DATASETS)
     yield tmp_path
     for name in set(sys.modules) - before:
         del sys.modules[name]
-    facts.DATASETS.clear()
-    facts.DATASETS.update(known)
-    facts.AVAILABLE[:] = names
+    DATASETS.clear()
+    DATASETS.update(known)
 
 
 def write(name, text):

@@ -42,3 +42,20 @@ def lively(model: nn.Module) -> nn.Module:
             elif isinstance(module, nn.Conv2d):
                 module.weight.normal_(std=1 / (module.weight[0].numel() ** 0.5))
     return model
+
+
+class Linear(nn.Module):
+    """A model of one layer with the calling convention of the real one."""
+
+    def __init__(self, classes=7, steps=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = steps
+        self.stem = nn.Linear(6, 6)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x, hook=None):
+        logits = self.head(self.stem(x))
+        if self.steps:  # [T, B, K], different at each step
+            logits = torch.stack([logits * (t + 1) for t in range(self.steps)])
+        return logits, hook

@@ -24,9 +24,9 @@ import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from utils.data.datasets import ImageSet, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
+from utils.data.facts import DataSettings, ImageSet
 from utils.data.mixing import Mixing, build_mixup
 from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
 from utils.data.workers import start_worker
@@ -62,7 +62,7 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
     """
     mixup = build_mixup(cfg)
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
     erasing = _random_erasing(cfg)
@@ -84,24 +84,20 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
 def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1) -> DeviceLoader:
     """The evaluation loader alone: it needs no training files. Each sample comes once over all ranks."""
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         dataset = build_dataset(cfg, training=False)
     return _eval_loader(cfg, resolve_data(cfg), dataset, device, rank, world_size)
 
 
 @contextmanager
-def _first_rank_first(cfg: Config, rank: int) -> Iterator[None]:
-    # Rank 0 downloads or converts while the others wait: two would do it twice, or damage the archive. Where tars
-    # are indexed, the others find the index made; without files, or image folders, they wait for nothing.
-    wait = dist.is_initialized() and (
-        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events", "own")
-    )
-    if wait and rank > 0:
+def _first_rank_first(rank: int) -> Iterator[None]:
+    # Rank 0 downloads, converts or indexes while the others wait: two would do it twice, or damage the archive.
+    if rank > 0 and dist.is_initialized():
         dist.barrier()
     try:
         yield
     finally:
-        if wait and rank == 0:
+        if rank == 0 and dist.is_initialized():
             dist.barrier()
 
 

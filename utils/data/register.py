@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.data.facts import AVAILABLE, DATASETS, Build, DatasetFacts
+from utils.data.datasets import DATASETS, resolve_data
+from utils.data.facts import DatasetFacts
 from utils.errors import UserError
 from utils.events.augment import frame_operations
 from utils.events.dataset import FrameTransform
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def register_dataset(
     name: str,
-    build: Build,
+    build: Callable[[Config, bool], Any],
     *,
     classes: int,
     input_size: tuple[int, int, int],
@@ -45,22 +46,26 @@ def register_dataset(
     """
     channels, height, width = input_size
     if name in DATASETS:
-        raise ValueError(f"dataset {name!r} is registered already; choose another name")
+        raise ValueError(f"there is a data set {name!r} already; choose another name")
     if channels not in ((2,) if events else (1, 3)):
         raise ValueError(f"dataset {name!r} has {channels} channels; valid: 1 or 3 for images, 2 for event frames")
     if events:
         mean, std = (0.0,), (1.0,)
+
+    def open_split(cfg: Config, training: bool) -> OwnDataset:
+        samples = build(cfg, training)
+        return _with_frames(samples, cfg, training) if events else OwnDataset(samples, cfg, _as_image)
+
     DATASETS[name] = DatasetFacts(
-        "events" if events else "own",
+        open_split,
         classes,
         channels,
         (height, width),
         tuple(mean) * (channels if len(mean) == 1 else 1),
         tuple(std) * (channels if len(std) == 1 else 1),
         crop_pct=1.0,
-        build=build,
+        events=events,
     )
-    AVAILABLE.append(name)
 
 
 class OwnDataset:
@@ -89,25 +94,18 @@ class OwnDataset:
             ) from error
 
 
-def own_events(build: Build, cfg: Config, size: tuple[int, int, int], *, training: bool) -> OwnDataset:
-    """Open one split of registered event frames, with their transform.
-
-    Args:
-        size: C, H, W that the model takes.
-
-    Raises:
-        UserError: a setting does not fit frames that are made by a plugin.
-    """
+def _with_frames(samples: Any, cfg: Config, training: bool) -> OwnDataset:
+    """Event frames with their transform."""
     for name in ("event_split", "event_drop") if training else ():
         if getattr(cfg, name):
             raise UserError(f"{name}: does not apply to {cfg.dataset!r}, whose frames a plugin makes; leave it out")
-    frames = OwnDataset(build(cfg, training), cfg, _Frames(cfg.time_steps))
-    frames.transform = FrameTransform(size[1], size[2], frame_operations(cfg) if training else [], cfg.event_wire)
+    _, height, width = resolve_data(cfg).input_size
+    frames = OwnDataset(samples, cfg, _Frames(cfg.time_steps))
+    frames.transform = FrameTransform(height, width, frame_operations(cfg) if training else [], cfg.event_wire)
     return frames
 
 
-def as_image(sample: Any) -> Image.Image:
-    """A sample of a registered image set as a PIL image; ValueError where it is none."""
+def _as_image(sample: Any) -> Image.Image:
     if isinstance(sample, Image.Image):
         return sample
     array = np.asarray(sample)
@@ -117,7 +115,7 @@ def as_image(sample: Any) -> Image.Image:
 
 
 class _Frames:
-    """A class, not a function in `own_events`: loader processes get it by pickling."""
+    """A class, not a function in `_with_frames`: loader processes get it by pickling."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

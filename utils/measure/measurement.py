@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
+from utils.data.datasets import dataset_facts, resolve_data
+from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
 from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, account
@@ -23,10 +24,10 @@ from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
 from utils.run.build import build_model, check_neurons
 from utils.run.checkpoint import load_weights
+from utils.run.console import Progress
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
-from utils.train.runlog import Progress
-from utils.train.step import EvalResult, evaluate
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

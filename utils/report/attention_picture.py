@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils.data.transforms import eval_transform
 from utils.errors import UserError
-from utils.events.colours import colour
+from utils.events.pictures import colour
 from utils.measure.attention_map import AttentionMaps, attention_maps
 
 if TYPE_CHECKING:

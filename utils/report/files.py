@@ -11,12 +11,12 @@ from typing import Any
 from utils.errors import UserError
 from utils.measure import firing
 from utils.measure.measurement import Measurement, checkpoint_facts
+from utils.report.figures import draw_energy, draw_firing_rates, draw_sweep
 from utils.report.page import write_html
 from utils.report.rates import RatesReport
 from utils.report.report import Report, write_layers_csv
+from utils.run.console import logger
 from utils.run.reproduce import git_commit, versions
-from utils.train.figures import draw_energy, draw_firing_rates, draw_sweep
-from utils.train.runlog import logger
 
 
 def facts_of(measurement: Measurement) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
+from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
 from utils.run.contract import check_contract
 from utils.run.models import SIZES, create_model
 from utils.run.partial import load_partial
-from utils.run.split_batchnorm import convert_split_batchnorm
-from utils.run.sync_batchnorm import convert_sync_batchnorm
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

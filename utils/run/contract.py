@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from utils.data.facts import dataset_facts, resolve_data
+from utils.data.datasets import dataset_facts, resolve_data
 from utils.errors import UserError
 
 if TYPE_CHECKING:

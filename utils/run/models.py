@@ -12,7 +12,7 @@ import timm
 from timm.models import model_entrypoint
 from torch import nn
 
-from utils.data.facts import resolve_data
+from utils.data.datasets import resolve_data
 from utils.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

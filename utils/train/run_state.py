@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from utils.config.settings import SETTINGS, TRAIN
 from utils.errors import NonFiniteError, UserError
 from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
+from utils.run.console import logger
 from utils.run.plugins import record, say_what_changed
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.train.optim import set_learning_rate
-from utils.train.runlog import logger
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

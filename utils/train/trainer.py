@@ -30,17 +30,19 @@ from utils.run.build import (
     sizes_in_words,
     with_sizes_of,
 )
+from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
-from utils.train.figures import draw_curves
+from utils.train.curves import draw_curves
 from utils.train.losses import make_train_loss
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
+from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
-from utils.train.runlog import Progress, RunLog, clock, logger, peak_memory
-from utils.train.step import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
+from utils.train.step import Tally, TrainResult, TrainStep, train_one_epoch
 
 if TYPE_CHECKING:
     from utils.config.settings import Config
