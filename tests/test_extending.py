@@ -25,9 +25,15 @@ RUNS = {
     ),
     "block and data set": (
         ["own_block.py", "own_dataset.py"],
-        ["--model", "sdt_parallel", "--dataset", "stripes", "--num-classes", "2", "-j", "1"],
+        ["--model", "sdt_parallel", "--dataset", "stripes", "--num-classes", "2"],
     ),
     "model": (["own_model.py"], ["--model", "conv_snn", "--spike-mode", "if"]),
+}
+# Spike tensors of these parts that a report must have.
+SPIKES = {
+    "neuron and attention": {"MS_SPS_lif", "MS_MLP_Conv0_fc1_lif", "head_lif"},
+    "block and data set": {"block0_attn_q_lif", "block0_mlp_fc2_lif"},
+    "model": {"lif1", "lif2"},
 }
 
 
@@ -66,7 +72,8 @@ def test_parts_from_a_folder_elsewhere_train_go_on_and_are_measured(name, tmp_pa
     run(processes.train, [*argv, "--epochs", "1"], tmp_path)
     run(processes.train, [*argv, "--epochs", "2", "--resume", "auto"], tmp_path)
     folder = tmp_path / "output" / "train" / "run"
-    run(processes.firing_num, ["-c", str(folder / "args.yaml"), "--resume", str(folder / "last.pth.tar")], tmp_path)
+    measure = ["-c", str(folder / "args.yaml"), "--resume", str(folder / "last.pth.tar")]
+    assert "other plugins" not in run(processes.firing_num, measure, tmp_path)
 
     with (folder / "summary.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
@@ -75,11 +82,32 @@ def test_parts_from_a_folder_elsewhere_train_go_on_and_are_measured(name, tmp_pa
     }
     assert [entry["path"] for entry in read_checkpoint(folder / "last.pth.tar")["plugins"]] == plugins
     report = json.loads((tmp_path / "output" / "firing" / "run" / "report.json").read_text())
-    assert report["accuracy"]["samples"] > 100
+    assert report["samples"] > 100
+    assert {tensor["name"] for tensor in report["tensors"]} >= SPIKES[name]
 
 
-def run(target, argv, folder):
+def test_a_changed_plugin_is_told_and_a_broken_one_leaves_everything_as_it_was(tmp_path):
+    text = EXAMPLES["own_model.py"]
+    (tmp_path / "own_model.py").write_text(text)
+    (tmp_path / "a.yml").write_text(f"{TINY_RUN}workers: 0\ndevice: cpu\nhflip: 0\nplugin: own_model.py\n")
+    argv = ["-c", "a.yml", "--model", "conv_snn", "--experiment", "run", "--resume", "auto", "--cooldown-epochs", "0"]
+    run(processes.train, [*argv, "--epochs", "1"], tmp_path)
+    folder = tmp_path / "output" / "train" / "run"
+    files = sorted(file.name for file in folder.iterdir())
+    (tmp_path / "own_model.py").write_text(text + "def (\n")
+    line = len(text.splitlines()) + 1
+    assert f"own_model.py:{line}: invalid syntax\n" in run(processes.train, argv[:-2], tmp_path, status=2)
+    assert sorted(file.name for file in folder.iterdir()) == files
+
+    (tmp_path / "own_model.py").write_text(text + "# changed\n")
+    said = run(processes.train, [*argv, "--epochs", "2"], tmp_path)
+    assert said.count("warning: other plugins than in output/train/run/last.pth.tar: own_model.py was SHA-256 ") == 1
+    assert len(list((folder / "plugins").glob("own_model*.py"))) == 2
+
+
+def run(target, argv, folder, status=0):
+    """What the program said."""
     child = processes.start(target, argv, cwd=folder)
     text = folder / "output.txt"
-    assert processes.finish(child) == [0], text.read_text()
-    assert "other plugins" not in text.read_text()
+    assert processes.finish(child) == [status], text.read_text()
+    return text.read_text()

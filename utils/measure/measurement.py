@@ -25,6 +25,7 @@ from utils.measure.synapses import SynapseRecorder
 from utils.run.build import build_model, check_neurons
 from utils.run.checkpoint import load_weights
 from utils.run.console import Progress
+from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
@@ -82,6 +83,7 @@ class Measurement:
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
         self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.model.to(process.device).to(memory_format=self.memory_format)
+        check_contract(cfg, self.model, process.device)
         self.data: DataSettings = resolve_data(cfg)
         self.cost = chosen_cost(cfg)
         self.mode = cfg.energy_mode
