@@ -83,7 +83,8 @@ class Config:
 
     spike_mode: str = _neuron("lif", "neuron: lif, plif (learnable time constant), if, klif, qif, eif, izhikevich, or "
                               "one that a plugin registers")
-    surrogate: str = _neuron("sigmoid", "surrogate gradient of the spike")
+    surrogate: str = _neuron("sigmoid", "surrogate gradient of the spike: sigmoid, atan, erf, soft_sign, "
+                             "piecewise_quadratic or piecewise_exp")
     surrogate_alpha: float = _neuron(4.0, "steepness of the surrogate gradient", above=0)
     neuron_args: dict[str, Any] | None = _neuron(None, "further arguments of the neuron, by name")
     neuron_backend: str = _neuron("auto", "kernels (auto: the fastest measured, cpp on a CPU; on CUDA cupy "
