@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """How the parts of one class run."""
 
     part: str
-    count: int
+    number: int
     runs_as: str
     why_not_faster: str = ""
 
@@ -137,7 +137,7 @@ def for_evaluation(model: nn.Module) -> nn.Module:
         if key not in _on_bits:
             plain, fast = proof.detached(part), proof.detached(part)
             fast.__class__ = ON_BITS[kind]
-            fast.proved = None
+            vars(fast).update(proved=None)
             context = (torch.device("cpu"), torch.float32, None, False)
             _on_bits[key] = _difference(plain, fast, context, int(getattr(model, "T", 4)))
             if reason := _on_bits[key]:
@@ -162,8 +162,8 @@ def _contexts(parameter: torch.Tensor, amp_dtype: torch.dtype | None, training: 
 
 def _neurons(model: nn.Module, backend: str) -> Iterator[_Candidate]:
     for neuron in neurons_of(model).values():
-        if substitute := substitute_for(neuron, backend):
-            yield _Candidate(neuron, substitute, {"kernel": backend} if backend != "cupy" else {})
+        if (of_neuron := substitute_for(neuron, backend)) is not None:
+            yield _Candidate(neuron, of_neuron, {"kernel": backend} if backend != "cupy" else {})
 
 
 def _convolutions(
@@ -252,9 +252,6 @@ def _why_not(candidate: _Candidate, contexts: list[Context], steps: int) -> str 
 
 
 def _difference(plain: nn.Module, fast: nn.Module, context: Context, steps: int) -> str | None:
-    for part in fast.modules():
-        if isinstance(part, Substitute):
-            part.proved = None
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return proof.difference(plain, fast, context, steps)

@@ -50,7 +50,7 @@ class MS_Block_Conv(nn.Module):
         self.mlp = mlp_layer(dim, hidden, neuron=neuron)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.attn(x))  # type: ignore[no-any-return]
+        return self.mlp(self.attn(x))
 
     def spike_sources(self, index: int) -> dict[str, nn.Module]:
         """Hook name in block `index` -> the submodule whose output is that spike tensor."""
@@ -61,5 +61,5 @@ def spike_sources_of(part: nn.Module, prefix: str) -> dict[str, nn.Module]:
     """What the part itself says its spike tensors are, else its neurons by their names."""
     own = getattr(part, "spike_sources", None)
     if own is not None:
-        return own(prefix)  # type: ignore[no-any-return]
+        return own(prefix)
     return {f"{prefix}_{name.replace('.', '_')}": neuron for name, neuron in neurons_of(part).items()}

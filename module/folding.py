@@ -6,6 +6,7 @@ In evaluation BatchNorm is a scale and a shift per channel; a convolution takes 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from module.sps import MS_SPS
 _PARTS = (MS_SPS, MS_SSA_Conv, MS_MLP_Conv)
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     """A convolution that computes `norm(conv(x))` in evaluation; computed in float64 and rounded once.
 
     `norm` is a BatchNorm, or an identity where it was folded before.
@@ -29,7 +30,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
         return copy.deepcopy(conv).eval()
     with torch.no_grad():
         exact = fuse_conv_bn_eval(copy.deepcopy(conv).double().eval(), copy.deepcopy(norm).double().eval())
-    return exact.to(conv.weight.dtype)  # type: ignore[no-any-return]
+    return exact.to(conv.weight.dtype)
 
 
 def fold_batchnorm(model: nn.Module) -> None:

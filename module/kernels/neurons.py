@@ -63,7 +63,7 @@ class KernelNeuron(_Neuron):
     def decay(self, x: Tensor) -> Tensor:
         """1 / tau, 0-dimensional, in the state's dtype."""
         node: Any = self
-        if isinstance(node, ParametricLIF):
+        if isinstance(self, ParametricLIF):
             return node.w.to(state_dtype(x.dtype)).sigmoid()
         return torch.full((), 1.0 / node.tau, dtype=state_dtype(x.dtype), device=x.device)
 

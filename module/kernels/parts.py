@@ -25,7 +25,7 @@ from module.kernels.fusion import (
     pooled,
 )
 from module.kernels.neurons import KernelLIF, KernelNeuron
-from module.kernels.substitute import Substitute, watched
+from module.kernels.substitute import Substitute, autocast_dtype, watched
 from module.layers import over_time
 from module.mlp import MS_MLP_Conv
 from module.sps import MS_SPS
@@ -126,9 +126,11 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
             return False
         if watched(*convs, *between) or not can_fuse_neurons(s, *neurons):
             return False
+        if autocast_dtype("cpu") not in (None, *cpu.DTYPES):
+            return False
         if len({(type(c), c.bias is None) for c in convs}) > 1 or any(cpu.same_size_kernel(c) != 1 for c in convs):
             return False
-        if len({(n.v_threshold, n.tau, n.surrogate_function.alpha) for n in neurons[:3]}) > 1:
+        if len({(n.tau, *n.constants()) for n in neurons[:3]}) > 1:  # type: ignore[operator]
             return False
         return is_folded(*norms) or (can_fuse_norms(s, *norms) and len({norm.eps for norm in norms}) == 1)
 

@@ -13,6 +13,7 @@ Legend: T time steps, B batch, C channels, H x W feature map.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
                 draw(value, low, high)
         elif isinstance(layer, ParametricLIF):
             # Not 1/tau = 1/2: with it the attention's sum of one spike would meet the threshold exactly.
-            draw(layer.w, 0.3, 1.0)
+            draw(layer.w.data, 0.3, 1.0)  # type: ignore[arg-type]
     if type(part) in (LIF, ParametricLIF):
         return x + _shift(part, x)[:, None, None]
     if not isinstance(fast, FusedPart):
@@ -164,8 +165,9 @@ def _current(part: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
 def _shift(neuron: nn.Module, current: Tensor) -> Tensor:
     """Per channel, `[C]`: what to add to the current `[T, B, C, H, W]` so that the neuron fires at 5 to 95% and no
     potential is close to the threshold."""
-    decay = float(neuron.w.sigmoid()) if isinstance(neuron, ParametricLIF) else 1 / float(neuron.tau)  # type: ignore[arg-type]
-    threshold = float(neuron.v_threshold)  # type: ignore[arg-type]
+    node: Any = neuron
+    decay = float(node.w.sigmoid()) if isinstance(neuron, ParametricLIF) else 1 / node.tau
+    threshold = float(node.v_threshold)
     middle = 1.5 * threshold - current.mean(dim=(0, 1, 3, 4))  # [C]
     shifts = torch.linspace(-0.5, 0.5, _SHIFTS, dtype=torch.float64)[:, None] + middle  # [shifts, C]
     shifts = shifts.bfloat16().double()
@@ -229,6 +231,6 @@ def _sizes(values: dict[str, Tensor]) -> dict[str, float]:
     """The largest value of each; the largest of all for one that is nearly 0 everywhere, or a single number."""
     sizes = {name: float(value.abs().max()) for name, value in values.items()}
     largest = max(sizes.values(), default=1.0) or 1.0
-    # A bias that BatchNorm takes away again has a gradient of 0, which rounding fills with noise; that of a time constant
-    # is a sum over all elements, whose terms cancel.
+    # A bias that BatchNorm takes away again has a gradient of 0, which rounding fills with noise; that of a time
+    # constant is a sum over all elements, whose terms cancel.
     return {n: size if size > 1e-3 * largest and values[n].numel() > 1 else largest for n, size in sizes.items()}
