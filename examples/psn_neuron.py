@@ -12,6 +12,7 @@ from module.neuron import register_neuron
 class PSN(nn.Module):
     def __init__(self, T: int, surrogate_function: nn.Module, v_threshold: float = 1.0) -> None:
         super().__init__()
+        self.v_threshold = v_threshold  # by this attribute, measurement knows a neuron
         self.fire = surrogate_function
         # W starts as a leaky integrator, tau = 2, without reset: 1/2 for the present step, 1/4 for the one before, ...
         delay = torch.arange(T).unsqueeze(1) - torch.arange(T)  # [T, T]

@@ -48,9 +48,8 @@ def register_dataset(
     if name in DATASETS:
         raise ValueError(f"there is a data set {name!r} already; choose another name")
     if channels not in ((2,) if events else (1, 3)):
-        raise ValueError(
-            f"dataset {name!r}: input_size {input_size} has channels {channels}; valid: 1 or 3 for images, 2 for event frames"
-        )
+        valid = "1 or 3 for images, 2 for event frames"
+        raise ValueError(f"dataset {name!r}: input_size {input_size} has channels {channels}; valid: {valid}")
     if events:
         mean, std = (0.0,), (1.0,)
 

@@ -20,7 +20,7 @@ from utils.data.batch_picture import save_batch
 from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
 from utils.errors import NonFiniteError, UserError
-from utils.measure.firing import FiringRecorder
+from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     check_neurons,
@@ -284,10 +284,10 @@ class Trainer:
             "speed/train_images_per_second": trained.images_per_second,
             "speed/eval_images_per_second": judged.images_per_second,
         }
-        sources = getattr(self.state.model, "spike_sources", None)
-        if sources is not None and self._shown is not None:
+        sources = spike_sources(self.state.model)
+        if sources and self._shown is not None:
             self.state.model.eval()
-            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources()) as recorder:
+            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources) as recorder:
                 self.state.model(self._shown)
             rows = recorder.rows(Process(0, 1, self.process.device))
             extras |= {f"firing_rate/{row.name}": row.mean_rate for row in rows}
