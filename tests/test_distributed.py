@@ -231,7 +231,7 @@ def train_in_float64(path: str, synchronised: bool) -> None:
 
     with distributed.distributed(Config(device="cpu")) as process:
         from model import sdt
-        from utils.run.sync_batchnorm import convert_sync_batchnorm
+        from utils.run.batchnorm import convert_sync_batchnorm
 
         torch.manual_seed(0)
         sizes = dict(img_size_h=8, img_size_w=8, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=1)

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from utils.config.parse import config_from
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.images import DigitsDataset
 from utils.data.loaders import build_loaders
 from utils.data.sample_list import ListedSamples
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
 
 SMALL = {"img_size": 16, "pooling_stat": "0000", "workers": 0, "hflip": 0.0}
 

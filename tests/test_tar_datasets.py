@@ -18,11 +18,12 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from utils.config.parse import config_from
 from utils.data import tar_index as index_module
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.images import DigitsDataset
 from utils.data.loaders import Loaders, build_loaders
 from utils.data.tars import TarDataset
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
 
 CPU = torch.device("cpu")
 Content = dict[str, bytes]
@@ -166,7 +167,7 @@ def test_the_index_is_kept_and_made_anew_when_a_shard_changes(shards: Path, monk
     index.write_bytes(index.read_bytes()[:-100])
     assert len(build_dataset(cfg, training=True)) == 16
     assert len(built) == 4
-    assert not list(shards.glob("*.tmp"))
+    assert not list(shards.glob(".*.partial"))
 
 
 def test_the_index_goes_to_the_cache_folder_where_the_data_is_read_only(

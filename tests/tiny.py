@@ -49,3 +49,20 @@ def lively(model: nn.Module) -> nn.Module:
 def neuron_on(backend: str, mode: str = "lif", **settings: Any) -> nn.Module:
     """A layer of neurons on one backend, without the proof: the tests compare them themselves."""
     return accelerate(make_neuron(mode, **settings), neuron_backend=backend, prove=False)
+
+
+class Linear(nn.Module):
+    """A model of one layer with the calling convention of the real one."""
+
+    def __init__(self, classes=7, steps=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = steps
+        self.stem = nn.Linear(6, 6)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x, hook=None):
+        logits = self.head(self.stem(x))
+        if self.steps:  # [T, B, K], different at each step
+            logits = torch.stack([logits * (t + 1) for t in range(self.steps)])
+        return logits, hook

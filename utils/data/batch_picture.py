@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from utils.events.colours import colour
+from utils.events.pictures import colour
 
 _IMAGES, _EVENT_ROWS = 64, 8  # as many as one can look at
 _SIDE = 64  # pixels that a small image is enlarged to, at least

@@ -11,6 +11,7 @@ same process, or of an interruption. That holds bit for bit on one machine with 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,12 @@ import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from utils.data.datasets import ImageSet, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
+from utils.data.facts import DataSettings, ImageSet
 from utils.data.mixing import Mixing, build_mixup
 from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
-from utils.data.workers import tie_to_the_main_process
+from utils.data.workers import start_worker
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
     """
     mixup = build_mixup(cfg)
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
     erasing = _random_erasing(cfg)
@@ -83,24 +84,20 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
 def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1) -> DeviceLoader:
     """The evaluation loader alone: it needs no training files. Each sample comes once over all ranks."""
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         dataset = build_dataset(cfg, training=False)
     return _eval_loader(cfg, resolve_data(cfg), dataset, device, rank, world_size)
 
 
 @contextmanager
-def _first_rank_first(cfg: Config, rank: int) -> Iterator[None]:
-    # Rank 0 downloads or converts while the others wait: two would do it twice, or damage the archive. Where tars
-    # are indexed, the others find the index made; without files, or image folders, they wait for nothing.
-    wait = dist.is_initialized() and (
-        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events")
-    )
-    if wait and rank > 0:
+def _first_rank_first(rank: int) -> Iterator[None]:
+    # Rank 0 downloads, converts or indexes while the others wait: two would do it twice, or damage the archive.
+    if rank > 0 and dist.is_initialized():
         dist.barrier()
     try:
         yield
     finally:
-        if wait and rank == 0:
+        if rank == 0 and dist.is_initialized():
             dist.barrier()
 
 
@@ -145,7 +142,7 @@ def _device_loader(
         batch_sampler=batches,
         num_workers=cfg.workers,
         collate_fn=collate,
-        worker_init_fn=tie_to_the_main_process,
+        worker_init_fn=functools.partial(start_worker, plugins=cfg.plugin_modules),
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
         # The loader draws a base seed at each start: from here, not from the run's own random state.

@@ -15,7 +15,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from utils.config.rules import mixes
-from utils.data.facts import dataset_facts
+from utils.data.datasets import dataset_facts
 
 if TYPE_CHECKING:
     from utils.config.settings import Config

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +21,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils import natural_key
 
 from utils.errors import UserError
+from utils.files import cache_folder, replacing
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -233,8 +232,7 @@ def _places(files: list[Path], layout: Layout) -> list[Path]:
     beside = files[0].parent
     names = hashlib.sha256("\n".join([layout, *(str(file.name) for file in files)]).encode()).hexdigest()[:16]
     paths = hashlib.sha256("\n".join([layout, *(str(file.resolve()) for file in files)]).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spike-driven-transformer"
-    return [beside / f".tar-index-{names}.npz", cache / f"tar-index-{paths}.npz"]
+    return [beside / f".tar-index-{names}.npz", cache_folder() / f"tar-index-{paths}.npz"]
 
 
 def _load(place: Path, key: str) -> TarIndex | None:
@@ -250,13 +248,5 @@ def _load(place: Path, key: str) -> TarIndex | None:
 def _store(index: TarIndex, place: Path, key: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(index, field.name) for field in fields(TarIndex)}
-    # Several processes may write: each to a file of its own, of which the last one stays.
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=np.array(key), **arrays)
-        os.chmod(temporary, 0o644)  # as readable as the data: mkstemp makes it private
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(place) as temporary, temporary.open("wb") as file:
+        np.savez(file, key=np.array(key), **arrays)

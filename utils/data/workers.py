@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import multiprocessing.util  # before the registration below: its own must run after it
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from utils.errors import UserError
@@ -24,6 +25,13 @@ def tie_to_the_main_process(worker: int) -> None:
     # A killed main process ends nobody. torch's workers look for a change of their parent's number, and Linux can send
     # a signal when the parent dies; but the parent of a worker may be the fork server, which lives as long as it does.
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def start_worker(worker: int, plugins: Sequence[str] = ()) -> None:
+    """Tie a worker to the main process, and import the modules `plugins`: a worker that was not forked lacks them."""
+    tie_to_the_main_process(worker)
+    for name in plugins:
+        importlib.import_module(name)
 
 
 def _end_with_the_main_process() -> None:

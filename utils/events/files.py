@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.errors import UserError, first_line
+from utils.files import replacing
 
 EVENTS = "events_np"
 _TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
@@ -73,15 +74,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with replacing(path) as partial:
+            yield partial
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise UserError(f"{path} cannot be written: {reason}; free some space, or give another --data-dir") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_events(path: Path, events: dict[str, NDArray[Any]]) -> None:

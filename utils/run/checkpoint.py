@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
+from utils.files import replacing
 
 _SPLIT = ".aux_bn."
 # Settings that decide on keys and shapes of the weights.
@@ -34,25 +33,15 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written (a full disk, missing rights); `path` is untouched.
     """
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # the temporary file's rights are the owner's only
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         with contextlib.suppress(OSError):  # the folder may be what is missing
             reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free there)"
         raise UserError(f"cannot write checkpoint {path}: {reason}; files written before are untouched") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -155,13 +144,3 @@ def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
             more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
             lines.append(f"  {len(keys)} {title}: {'; '.join(keys[:limit])}{more}")
     return "\n".join(lines)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Some network file systems cannot; the rename itself stays atomic there."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.run.checkpoint import read_checkpoint, sync_folder, write_checkpoint
-from utils.train.runlog import logger
+from utils.files import replacing
+from utils.run.checkpoint import read_checkpoint, write_checkpoint
+from utils.run.console import logger
 
 LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"
@@ -154,19 +154,14 @@ def _epoch_in_name(path: Path) -> int:
 def _link(source: Path, target: Path) -> None:
     """Let `target` name the same file as `source`, atomically, without writing the bytes again.
 
-    Raises UserError when that cannot be written; `target` is untouched.
+    Raises:
+        UserError: that cannot be written; `target` is untouched.
     """
-    temporary = target.with_name(f".{target.name}.link")
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)  # a file system without hard links
-        os.replace(temporary, target)
+        with replacing(target, durable=True) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)  # a file system without hard links
     except OSError as error:
         raise UserError(f"cannot write checkpoint {target}: {error}; {source} is complete") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)

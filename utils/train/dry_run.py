@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from utils.train.runlog import clock, logger, peak_memory
-from utils.train.step import Tally, evaluate, train_one_epoch
+from utils.run.console import clock, logger, peak_memory
+from utils.run.evaluation import evaluate
+from utils.train.step import Tally, train_one_epoch
 from utils.train.trainer import Trainer
 
 # The first steps are slow: kernels are chosen, memory is allocated, loader processes start.

@@ -1,6 +1,6 @@
-"""The one training loop and the one evaluation loop, used by both scripts.
+"""The one training loop, and what a step of it does.
 
-Legend: T time steps, B batch, C channels, H x W image, K classes.
+Legend: T time steps, B batch, C channels, H x W image.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
+from utils.run.evaluation import _in_format
 from utils.run.hooks import ForwardHook, hooked
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
 
@@ -52,21 +52,6 @@ class TrainResult:
 
     loss: float
     images_per_second: float
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """One evaluation; accuracies in percent, the loss is cross entropy."""
-
-    loss: float
-    top1: float
-    top5: float
-    samples: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        return self.samples / self.seconds
 
 
 @dataclass
@@ -115,7 +100,7 @@ class TrainStep:
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
-                loss: Tensor = self.loss_fn(logits.float() if self.precision.enabled else logits, y)
+                loss = self._loss(logits, y)
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
@@ -133,6 +118,12 @@ class TrainStep:
             if self.after_update is not None:
                 self.after_update()
         return loss
+
+    def _loss(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The loss of the logits; of several heads the mean of their losses."""
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        losses = [self.loss_fn(head.float() if self.precision.enabled else head, y) for head in heads]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
     def _check_gradients(self, x: Tensor, step: int) -> None:
         """A spiking neuron answers NaN with silence, so that only the gradients may show it.
@@ -207,51 +198,6 @@ def train_one_epoch(
             on_step(tally)
     loss_sum, samples, here = process.sum(float(tally.loss_sum), tally.samples, tally.samples - already)
     return TrainResult(loss_sum / samples, here / (time.perf_counter() - started))
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    precision: Precision,
-    process: Process,
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    on_step: Callable[[int], None] | None = None,
-) -> EvalResult:
-    """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
-
-    Per-step logits `[T, B, K]` (TET) are averaged over T. Sums are integers, or float64 for the loss, and are
-    divided once, so that neither the batch size nor the number of processes matters.
-    """
-    model.eval()
-    started = time.perf_counter()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
-    correct = torch.zeros(2, dtype=torch.float64, device=process.device)  # top-1, top-5
-    samples = 0
-    for step, (x, y) in enumerate(loader):
-        with precision.autocast():
-            logits, _ = model(_in_format(x, memory_format))
-        if logits.dim() == 3:
-            logits = logits.mean(dim=0)  # [B, K]
-        loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
-        hits = ranked == y.unsqueeze(1)
-        correct += torch.stack([hits[:, :1].sum(), hits.sum()])
-        samples += len(x)
-        if on_step is not None:
-            on_step(step + 1)
-    loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
-    seconds = time.perf_counter() - started
-    return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
-
-
-def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
-    if x.dim() == 5 and memory_format is torch.channels_last:
-        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
-        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
-    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
 
 
 def _read_later(flag: Tensor) -> Callable[[], bool]:

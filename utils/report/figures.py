@@ -1,72 +1,26 @@
-"""The pictures: training curves of a run, firing rates and energy of a model, a sweep over time steps."""
+"""The figures of a report: firing rates and energy of a model, a sweep over time steps."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.measure.energy import EnergyReport
+from utils.measure.energy import EnergyReport, EnergyRow
 from utils.measure.firing import FiringRow
 from utils.report.tables import energy as energy_text
-from utils.train.runlog import SUMMARY
+from utils.run.plot_style import BLUE, GREEN, ORANGE, VERMILION, plain
 
 if TYPE_CHECKING:
     from utils.measure.sweep import SweepPoint
 
-# Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito).
-_BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-_STEP_COLOURS = [_BLUE, _ORANGE, _GREEN, _VERMILION]
+_STEP_COLOURS = [BLUE, ORANGE, GREEN, VERMILION]
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="both", alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def draw_curves(folder: Path) -> Path:
-    """Draw `summary.csv` of a run into `curves.png`: losses, accuracies, learning rate over epochs."""
-    with (folder / SUMMARY).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    column = {key: [float(row[key]) for row in rows] for key in rows[0]}
-    epochs = [epoch + 1 for epoch in column["epoch"]]
-
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    losses, accuracies, rates = figure.subplots(1, 3)
-    losses.plot(epochs, column["train_loss"], color=_BLUE, label="training")
-    losses.plot(epochs, column["eval_loss"], color=_VERMILION, label="evaluation")
-    losses.set(title="loss", xlabel="epoch")
-    losses.set_ylim(bottom=0)
-    accuracies.plot(epochs, column["eval_top1"], color=_VERMILION, label="top-1")
-    if "ema_top1" in column:
-        accuracies.plot(epochs, column["ema_top1"], color=_GREEN, label="top-1, averaged weights")
-    best = max(range(len(epochs)), key=column["eval_top1"].__getitem__)
-    accuracies.plot(epochs[best], column["eval_top1"][best], "o", color=_VERMILION)
-    accuracies.annotate(
-        f"{column['eval_top1'][best]:.2f}",
-        (epochs[best], column["eval_top1"][best]),
-        textcoords="offset points",
-        xytext=(-6, -14),
-        ha="right",
-    )
-    accuracies.set(title="accuracy on held-out data (%)", xlabel="epoch")
-    rates.plot(epochs, column["lr"], color=_BLUE)
-    rates.set(title="learning rate", xlabel="epoch")
-    rates.set_ylim(bottom=0)
-    for axes in (losses, accuracies, rates):
-        _plain(axes)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    losses.legend(frameon=False)
-    if "ema_top1" in column:
-        accuracies.legend(frameon=False, loc="lower right")
-    target = folder / "curves.png"
-    figure.savefig(target, dpi=150)
-    return target
+def _label(row: FiringRow | EnergyRow) -> str:
+    return f"{row.name}   ({row.paper_name})" if row.paper_name else row.name
 
 
 def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
@@ -80,12 +34,12 @@ def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
         colour = _STEP_COLOURS[t % len(_STEP_COLOURS)]
         label = f"t = {t + 1}" if steps <= len(_STEP_COLOURS) else None
         axes.plot([row.rate[t] for row in rows], places, "o", color=colour, markersize=3.5, label=label)
-    axes.set_yticks(places, [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(places, [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title=title, xlabel="firing rate (spikes per element and time step)")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside all the marks
-    _plain(axes)
+    plain(axes)
     figure.savefig(target, dpi=150)
 
 
@@ -95,21 +49,21 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     figure = Figure(figsize=(8, 1.0 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
     unit, factor = ("mJ", 1e9) if report.total_pJ >= 1e9 else ("µJ", 1e6)
-    for kind, colour, label in (("MAC", _VERMILION, "multiply and add (MAC)"), ("AC", _BLUE, "additions (AC)")):
+    for kind, colour, label in (("MAC", VERMILION, "multiply and add (MAC)"), ("AC", BLUE, "additions (AC)")):
         places = [i for i, row in enumerate(rows) if row.kind == kind]
         if places:
             axes.barh(places, [rows[i].energy_pJ / factor for i in places], color=colour, height=0.7, label=label)
     for i, row in enumerate(rows):
         share = f"  {row.energy_pJ / (report.total_pJ or 1):.1%}"
         axes.text(row.energy_pJ / factor, i, share, va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlim(left=0)
     figure.suptitle(f"{title}, {energy_text(report.total_pJ)} per sample\n{report.accounting}", fontsize=9)
     axes.set_xlabel(f"energy per sample ({unit})")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside all the marks
-    _plain(axes)
+    plain(axes)
     figure.savefig(target, dpi=150)
 
 
@@ -118,10 +72,10 @@ def draw_sweep(points: Sequence[SweepPoint], target: Path, title: str) -> None:
     steps = [point.time_steps for point in points]
     unit, factor = ("mJ", 1.0) if max(point.energy_mJ for point in points) >= 1 else ("µJ", 1e3)
     panels = (
-        ("top-1 (%)", [point.top1_percent for point in points], _VERMILION),
-        ("mean firing rate", [point.mean_firing_rate for point in points], _GREEN),
-        (f"energy per sample ({unit})", [factor * point.energy_mJ for point in points], _BLUE),
-        ("latency of one sample (ms)", [point.latency_ms for point in points], _ORANGE),
+        ("top-1 (%)", [point.top1_percent for point in points], VERMILION),
+        ("mean firing rate", [point.mean_firing_rate for point in points], GREEN),
+        (f"energy per sample ({unit})", [factor * point.energy_mJ for point in points], BLUE),
+        ("latency of one sample (ms)", [point.latency_ms for point in points], ORANGE),
     )
     figure = Figure(figsize=(11, 3), layout="constrained")
     for axes, (label, values, colour) in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -130,6 +84,6 @@ def draw_sweep(points: Sequence[SweepPoint], target: Path, title: str) -> None:
         axes.set_xticks(steps)
         if label != "top-1 (%)":
             axes.set_ylim(bottom=0)
-        _plain(axes)
+        plain(axes)
     figure.suptitle(f"{title} (energy: mode {points[0].mode}, first conv {points[0].first_conv})", fontsize=10)
     figure.savefig(target, dpi=150)

@@ -1,0 +1,77 @@
+"""The one evaluation loop: accuracy and loss over all samples of all processes.
+
+Legend: T time steps, B batch, C channels, H x W image, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.run.distributed import Process
+from utils.run.precision import Precision
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One evaluation; accuracies in percent, the loss is cross entropy."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.samples / self.seconds
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision,
+    process: Process,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    on_step: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
+
+    Per-step logits `[T, B, K]` (TET) are averaged over T. Sums are integers, or float64 for the loss, and are
+    divided once, so that neither the batch size nor the number of processes matters.
+    """
+    model.eval()
+    started = time.perf_counter()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
+    correct = torch.zeros(2, dtype=torch.float64, device=process.device)  # top-1, top-5
+    samples = 0
+    for step, (x, y) in enumerate(loader):
+        with precision.autocast():
+            logits, _ = model(_in_format(x, memory_format))
+        if logits.dim() == 3:
+            logits = logits.mean(dim=0)  # [B, K]
+        loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
+        hits = ranked == y.unsqueeze(1)
+        correct += torch.stack([hits[:, :1].sum(), hits.sum()])
+        samples += len(x)
+        if on_step is not None:
+            on_step(step + 1)
+    loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
+    seconds = time.perf_counter() - started
+    return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
+
+
+def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
+    if x.dim() == 5 and memory_format is torch.channels_last:
+        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
+        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
+    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
