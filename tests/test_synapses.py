@@ -270,6 +270,18 @@ def test_a_layer_before_time_runs_once():
     assert counts.never_called == ["conv2", "fc"]
 
 
+def test_samples_are_those_that_enter_also_where_neurons_see_windows_of_them():
+    class Windows(Multi):
+        def forward(self, x: Tensor) -> Tensor:  # [B, 1, 8, 8]
+            self.lif1.reset()
+            windows = x.unflatten(2, (2, 4)).transpose(1, 2).flatten(0, 1)  # [2 B, 1, 4, 8]
+            return self.lif1(self.conv1(windows).expand(6, -1, -1, -1, -1))
+
+    with torch.no_grad(), SynapseRecorder(model := Windows()) as recorder:
+        model(torch.randn(5, 1, 8, 8))
+    assert recorder.counts().samples == 5
+
+
 def test_layers_are_chosen_by_type_not_by_name():
     model = tiny_sdt()
     with torch.no_grad(), SynapseRecorder(model) as recorder:

@@ -150,6 +150,7 @@ def account(
     first_conv: str = "per_step",
     cost: Cost = COSTS["fp32"],
     sum_rates: Mapping[str, list[float]] | None = None,
+    sum_formula: str = "elements x rate",
     name_of: Callable[[str], str] = lambda name: "",
 ) -> EnergyReport:
     """Charge what a recorder counted.
@@ -158,6 +159,7 @@ def account(
         mode, first_conv, cost: as in `measure_energy`.
         sum_rates: `formula` only, for each weightless sum the rate per step that the formula charges for it;
             by default the rate of what is summed.
+        sum_formula: what those rates are, in words.
         name_of: a paper's name of a layer.
 
     Raises:
@@ -168,7 +170,7 @@ def account(
     if first_conv not in ("per_step", "once"):
         raise ValueError(f"first_conv={first_conv!r} is not one of per_step, once")
     rows = [_layer_row(layer, mode, cost) for layer in counts.layers]
-    rows += [_sum_row(part, mode, cost, (sum_rates or {}).get(part.name)) for part in counts.sums]
+    rows += [_sum_row(part, mode, cost, (sum_rates or {}).get(part.name), sum_formula) for part in counts.sums]
     rows = [replace(row, paper_name=name_of(row.name)) for row in rows]
     total = sum(row.energy_pJ for row in rows)
     once = _charged_once(rows[0], counts.layers[0], mode, cost) if counts.layers else None
@@ -205,13 +207,12 @@ def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
     )
 
 
-def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | None) -> EnergyRow:
+def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | None, formula_text: str) -> EnergyRow:
     rate = [count / (part.inputs_per_step * part.samples) for count in part.nonzero]
     exact = sum(part.nonzero) / part.samples
     formula = part.inputs_per_step * sum(formula_rate or rate)
     operations = exact if mode == "exact" else formula
     kind = "AC" if part.is_binary else "MAC"
-    factors = "rates of both factors" if formula_rate else "rate"
     return EnergyRow(
         name=part.name,
         type="sum",
@@ -223,7 +224,7 @@ def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | 
         exact_operations=exact,
         operations=operations,
         energy_pJ=operations * cost.of(kind),
-        charged="additions needed" if mode == "exact" else f"elements x {factors}",
+        charged="additions needed" if mode == "exact" else formula_text,
     )
 
 

@@ -24,6 +24,7 @@ class Family(Protocol):
     description: str  # sizes in words
     sizes: dict[str, Any]  # for report.json
     sums: dict[str, nn.Module]  # name -> module whose output is added up without weights
+    sum_formula: str  # what `sum_rates` charges for them, in words
     residual_additions: int  # additions of shortcuts, per sample and time step
     paper_mode: str  # what the mode `paper` charges, in words
 

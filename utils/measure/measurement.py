@@ -174,8 +174,10 @@ class Measurement:
         first_conv = self.cfg.first_conv
         if first_conv == "auto":
             first_conv = "per_step" if self.events else "once"
-        sums = self.family.sum_rates(rates) if self.family else {}
-        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, sum_rates=sums, name_of=self._name_of)
+        sums: dict[str, Any] = {}
+        if self.family:
+            sums = dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
+        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
 
     def _firing_notes(self, firing: list[FiringRow]) -> list[str]:
         notes = []

@@ -177,9 +177,9 @@ def per_step(calls: Sequence[Call], T: int, B: int, stepwise: bool) -> Tensor:
     Steps is T. It is 1 for a layer that runs before time begins, and where the shapes do not tell the time step.
     """
     counts = [call.counts for call in calls if call.counts is not None]
-    if stepwise:  # a call is one step (or a part of it, for a layer that is used several times)
+    if stepwise and len(counts) % T == 0:  # a call is one step, or a part of one for a layer that is used several times
         rows = torch.stack([part.flatten(1).sum(dim=1) for part in counts], dim=1)  # [3, calls]
-        return rows.reshape(3, 1 if len(counts) == 1 or len(counts) % T else T, -1).sum(dim=2)
+        return rows.reshape(3, T, -1).sum(dim=2)
     # Time is the outermost dimension: [T, B, ...], [T*B, ...] or [T*B*N].
     timed = all(part.shape[1:3] == (T, B) or part.shape[1] % (T * B) == 0 for part in counts)
     return torch.stack([part.reshape(3, T if timed else 1, -1).sum(dim=2) for part in counts]).sum(dim=0)

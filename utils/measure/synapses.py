@@ -218,8 +218,11 @@ class SynapseRecorder(Recorder):
             return max(self._single.values(), default=1), self._batch_size
         # A neuron may act on something without time; most of them do not.
         ((steps, _),) = Counter(T for T, _ in self._multi).most_common(1)
-        batches = {B for _, B in self._multi}
-        return steps, self._batch_size if self._batch_size in batches else min(batches)
+        batches, size = {B for _, B in self._multi}, self._batch_size
+        # Samples may be split into windows, never joined. An input with time first has T where others have B.
+        if size in batches or (size not in (0, steps) and not any(B % size for B in batches)):
+            return steps, size
+        return steps, min(batches)
 
     def _finish(self) -> None:
         T, B = self._time()
@@ -266,7 +269,8 @@ class SynapseRecorder(Recorder):
             raise ValueError("nothing was counted: the model was not called while the recorder was entered")
         T = step_sum // with_data  # the same in every process that had samples
         steps = [1 if one else T * (several > 0) for one, several in zip(found[::2], found[1::2], strict=True)]
-        flat = process.sum_tensor(torch.cat([total.flat(n) for total, n in zip(mine, steps, strict=True)]))
+        nothing = torch.zeros(0, dtype=torch.int64)
+        flat = process.sum_tensor(torch.cat([nothing, *(one.flat(n) for one, n in zip(mine, steps, strict=True))]))
         parts = zip(steps, flat.split([3 * n + 3 for n in steps]), strict=True)
         totals = [_Total(part[:-3].view(3, n), tuple(part[-3:].tolist())) for n, part in parts]
         return T, samples, dict(zip(names, totals, strict=True))

@@ -22,6 +22,8 @@ class SdtFamily:
         "paper: the conventions of the paper's supplement S1, which charges q, k and v at the rate of their outputs."
     )
 
+    sum_formula = "N D x (rate of Q_S + rate of K_S)"
+
     def __init__(self, shape: SdtShape, model: nn.Module) -> None:
         self.shape = shape
         self.title, self.description, self.sizes = shape.title, shape.description, shape.as_dict()
