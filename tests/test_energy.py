@@ -14,7 +14,7 @@ from model import SpikeDrivenTransformer
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
 from utils.measure.energy_extras import extra_rows, memory_bytes
 from utils.measure.firing import FiringRecorder
-from utils.measure.sdt.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
+from utils.measure.sdt.ann_twin import ann_macs, attention_twin_pJ, compare
 from utils.measure.sdt.family import SdtFamily
 from utils.measure.sdt.names import token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
@@ -247,8 +247,8 @@ def test_paper_mode_charges_the_rates_of_the_supplement():
 def test_a_silent_network_has_no_ratio():
     shape = SdtShape(height=32, width=32)
     silent = EnergyReport("exact", "once", COSTS["fp32"], 4, [])
-    assert ann_twin(shape, silent).ratio is None
-    assert compare_attention(shape, silent).ratio is None
+    assert compare(shape, silent).ratio is None
+    assert compare(shape, silent).attention_ratio is None
 
 
 @pytest.mark.parametrize("name", FORWARD_FILES)

@@ -17,7 +17,7 @@ from utils.data.loaders import build_eval_loader
 from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, account
 from utils.measure.energy_extras import extra_rows
-from utils.measure.family import AnnTwin, AttentionComparison, Family, family_of
+from utils.measure.family import Comparison, Family, family_of
 from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
@@ -51,8 +51,8 @@ class Measured:
         elements = sum(row.elements_per_step * len(row.nonzero) for row in self.firing)
         return sum(sum(row.nonzero) for row in self.firing) / elements if elements else None
 
-    def compare(self, report: EnergyReport) -> tuple[AnnTwin, AttentionComparison] | None:
-        """The ANN twin, and self-attention alone, beside one of the accounting modes; None without a family."""
+    def compare(self, report: EnergyReport) -> Comparison | None:
+        """The ANN twin beside one of the accounting modes; None without a family."""
         return self.family.compare(report, self.convention) if self.family else None
 
 
@@ -150,13 +150,12 @@ class Measurement:
 
     def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:
         rates = {row.name: row.rate for row in firing}
-        modes = [mode for mode in ("exact", "formula") if mode != "exact" or self.mode == "exact"]
+        modes = ("exact", "formula") if self.mode == "exact" else ("formula",)
         reports = {mode: self._energy(mode, counts, rates) for mode in modes}
         residual = None
         if self.family:
-            once = self.cfg.first_conv == "once"
-            reports["paper"] = self.family.paper_energy(rates, once, self.cost)
-            residual = self.family.residual_additions
+            reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
+            residual = self.family.shape.residual_additions_per_step()
         memory = self.cfg.memory_pj
         extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
         return Measured(
