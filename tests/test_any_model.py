@@ -290,7 +290,8 @@ def test_single_step_neurons_fire_what_multi_step_ones_do():
 
 def test_a_model_is_of_a_family_only_with_all_of_its_sizes():
     model = sdt()
-    assert family_of(model, 16, 16).title == "SDT 1-16"
+    assert family_of(model, 16, 16).shape.title == "SDT 1-16"
+    assert family_of(sdt(mlp_ratios=0.5), 16, 16) is not None
     model.embed_dims = [16, 32]
     assert family_of(model, 16, 16) is None
     del model.embed_dims

@@ -142,6 +142,8 @@ def test_the_first_conv_is_charged_per_step_or_once():
     assert once.rows[1] == per_step.rows[1]
     assert once.other_first_conv_mJ == pytest.approx(per_step.total_mJ)
     assert per_step.other_first_conv_mJ == pytest.approx(once.total_mJ)
+    unlike = account(counts_of(replace(image, nonzero=[500, 400])), first_conv="once")  # no step stands for the other
+    assert unlike.rows[0].operations == 1800
     spikes = account(counts_of(layer()), first_conv="once")  # a first layer that takes spikes is charged as any other
     assert spikes.rows[0].operations == 480
     assert spikes.other_first_conv_mJ is None

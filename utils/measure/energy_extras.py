@@ -49,7 +49,7 @@ def extra_rows(
 
 
 def memory_bytes(counts: Counts, cost: Cost) -> float:
-    """Bytes that one sample moves if everything a layer needs in a step is moved once: perfect reuse inside it."""
+    """Bytes that one sample moves if everything a layer needs in a step is moved exactly once."""
     wide = cost.bytes_per_value
     moved = 0.0
     for layer in counts.layers:

@@ -6,8 +6,8 @@ Three things are checked on a few samples, in float64:
    the logits are the same;
 3. the additions that this took are as many as `exact` counts.
 
-BatchNorm and neuron updates are as in the network: the first folds into the weights, the second is no synapse.
-Legend: L leading size (time and batch), C channels.
+BatchNorm and neuron updates are as in the network: BatchNorm folds into the weights, a neuron update is no synaptic
+operation. Legend: C channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What firing_num.py --from-rates says: the published figure beside the possible readings of its formula."""
+"""The report of firing_num.py --from-rates: the published figure beside the possible readings of its formula."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What firing_num.py says: the sections for the terminal, report.json and layers.csv.
+"""The report of firing_num.py: the sections for the terminal, report.json and layers.csv.
 
-The schema of report.json is described in docs/energy.md; it only ever grows under one schema name.
+docs/energy.md describes report.json; under one schema name, fields may be added but not changed.
 """
 
 from __future__ import annotations

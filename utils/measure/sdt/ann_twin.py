@@ -1,4 +1,4 @@
-"""The ANN twin: the same layers with real values, one pass, and softmax attention. And attention against attention.
+"""The ANN twin: the same layers with real values, one pass, and softmax attention; compared with the spiking network.
 
 Legend: D channels of a token, N tokens.
 """

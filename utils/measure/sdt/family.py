@@ -1,4 +1,4 @@
-"""V1 as a family of models."""
+"""The Spike-driven Transformer (V1) as a family of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""V1's names: what the published code calls its spike tensors and layers, and what the paper calls them.
+"""What the published code of V1 calls its spike tensors and layers, and what the paper calls them.
 
 The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
 """

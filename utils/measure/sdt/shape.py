@@ -78,12 +78,12 @@ class SdtShape:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, positions of the feature map after all pools."""
         return self._grid(4)
 
     @property
     def channels(self) -> int:
-        """D."""
+        """D, channels of a token."""
         return self.embed_dims
 
     @property
