@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import SpikeDrivenTransformer, sdt
+from model import SpikeDrivenTransformer, sdt, sdt_arguments
 from module.accelerate import accelerate
 from module.neuron import make_neuron
 
@@ -31,8 +31,9 @@ warmup_epochs: 0
 """
 
 
-def tiny(**arguments: Any) -> SpikeDrivenTransformer:
-    return sdt(**(TINY | {"pooling_stat": "0011"} | arguments))
+def tiny(kind: type[SpikeDrivenTransformer] | None = None, **arguments: Any) -> SpikeDrivenTransformer:
+    arguments = TINY | {"pooling_stat": "0011"} | arguments
+    return sdt(**arguments) if kind is None else kind(**sdt_arguments(**arguments))
 
 
 def lively(model: nn.Module) -> nn.Module:
