@@ -76,8 +76,8 @@ def measure(cfg: Config, process: Process) -> int:
     if not process.is_main:
         return 0
     title, facts = f"{cfg.model} on {cfg.dataset}", facts_of(measurement)
-    parts = [tuple(row) for row in rows(measurement.model)]
-    report = Report(title, measured, facts, verification=proof, sweep=points, attention_maps=maps, parts=parts)
+    report = Report(title, measured, facts, verification=proof, sweep=points, attention_maps=maps)
+    report.parts = rows(measurement.model)
     show(report)
     write_report(report, folder)
     return 0 if proof is None or proof.passed else 1

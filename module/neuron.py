@@ -201,5 +201,6 @@ def make_neuron(
 
 
 def neurons_of(part: nn.Module) -> dict[str, nn.Module]:
-    """Name -> each SpikingJelly neuron in `part`, in order of construction."""
-    return {name: m for name, m in part.named_modules() if isinstance(m, sj_neuron.BaseNode)}
+    """Name -> each layer of neurons in `part`, in order of construction: SpikingJelly's, and any with a `v_threshold`."""
+    found = dict(part.named_modules())
+    return {n: m for n, m in found.items() if isinstance(m, sj_neuron.BaseNode) or hasattr(m, "v_threshold")}

@@ -158,10 +158,8 @@ class RunState:
 
 def _otherwise(then: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> list[str]:
     """The parts that another kernel computes than before: their results may differ in the last bits."""
-    ways = [{str(row[0]): str(row[2]) for row in found} for found in (then, now)]
-    return [
-        f"{part} ran as {way}, now {ways[1][part]}" for part, way in ways[0].items() if ways[1].get(part, way) != way
-    ]
+    old, new = ({str(row[0]): str(row[2]) for row in found} for found in (then, now))
+    return [f"{part} ran as {way}, now as {new[part]}" for part, way in old.items() if new.get(part, way) != way]
 
 
 def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
