@@ -201,6 +201,6 @@ def make_neuron(
 
 
 def neurons_of(part: nn.Module) -> dict[str, nn.Module]:
-    """Name -> each layer of neurons in `part`, in order of construction: SpikingJelly's, and any with a `v_threshold`."""
+    """Name -> each layer of neurons in `part`: SpikingJelly's, and any other module with a `v_threshold`."""
     found = dict(part.named_modules())
     return {n: m for n, m in found.items() if isinstance(m, sj_neuron.BaseNode) or hasattr(m, "v_threshold")}
