@@ -108,7 +108,7 @@ def detach(model: nn.Module) -> None:
     """Take every substitute off, in place."""
     for part in model.modules():
         if isinstance(part, Substitute):
-            part.__class__ = plain_class(part)
+            part.__class__ = plain_class(part)  # type: ignore[assignment]
             for name in ("proved", "kernel", "auto", "bf16_input_grad", "counts"):
                 vars(part).pop(name, None)
 
