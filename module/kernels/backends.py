@@ -9,7 +9,7 @@ import logging
 import torch
 from torch import Tensor
 
-from module.kernels import cpu
+from module.kernels import cpu, triton_device
 from module.neuron import make_neuron, sj_neuron
 
 _logger = logging.getLogger("sdt")
@@ -24,19 +24,13 @@ CUPY_DTYPES = (torch.float32, torch.float16)
 def why_not(backend: str, device: torch.device) -> str | None:
     """The reason why a backend cannot run on a device, or None."""
     if backend == "cupy":
-        return (
-            why_cupy_cannot_be_used(device)
-            if device.type == "cuda"
-            else f"the model is on {device}, not on a CUDA device"
-        )
+        if device.type != "cuda":
+            return f"the model is on {device}, not on a CUDA device"
+        return why_cupy_cannot_be_used(device)
     if backend == "cpp":
         return cpu.why_unusable() if device.type == "cpu" else f"the model is on {device}, not on a CPU"
     if backend == "triton":
-        from module.kernels import lif_triton  # triton takes long to import
-
-        if device.type != "cuda" and not lif_triton.interpreted():
-            return f"the model is on {device}, not on a CUDA device"
-        return lif_triton.why_unusable()
+        return triton_device.why_not(device)
     return None
 
 
