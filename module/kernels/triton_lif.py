@@ -109,7 +109,7 @@ def _backward(  # type: ignore[no-untyped-def]
         if WANT_DECAY:
             driven = tl.load(x + at, mask=inside, other=0.0).to(STATE)
             if back < T - 1:
-                before = potentials[T - 2 - back]
+                before = potentials[T - 2 - back]  # type: ignore[var-annotated]
                 driven -= tl.where(before >= THRESHOLD, 0.0, before)
             g_decay += tl.where(inside, g_h * driven, 0.0)
         g -= N

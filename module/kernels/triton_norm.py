@@ -89,21 +89,11 @@ def bn_lif_backward(
         WIDE=wide,
         STATE=state(x),
     )
-    launch(
-        _lif_backward,
-        (programs, columns),
-        *tensors,
-        M,
-        C,
-        M * C,
-        (T - 1) * M * C,
-        SUMS=True,
-        WANT_DECAY=want_decay,
-        **options,
-    )
+    sizes = (M, C, M * C, (T - 1) * M * C)
+    launch(_lif_backward, (programs, columns), *tensors, *sizes, SUMS=True, WANT_DECAY=want_decay, **options)
     g_weight, g_bias = _finish(partial, weight, var, factors, x.numel() // C, eps)
     grid = (triton.cdiv(M, rows), columns)
-    launch(_lif_backward, grid, *tensors, M, C, M * C, (T - 1) * M * C, SUMS=False, WANT_DECAY=False, **options)
+    launch(_lif_backward, grid, *tensors, *sizes, SUMS=False, WANT_DECAY=False, **options)
     return gx, g_weight, g_bias, g_decay.sum().reshape(decay.shape)
 
 
@@ -365,7 +355,7 @@ def _lif_backward(  # type: ignore[no-untyped-def]
             if WANT_DECAY:
                 driven = value * a + b
                 if back < T - 1:
-                    before = potentials[T - 2 - back]
+                    before = potentials[T - 2 - back]  # type: ignore[var-annotated]
                     driven -= tl.where(before >= THRESHOLD, 0.0, before)
                 sum_decay += tl.where(inside, g_h * driven, 0.0)
             if STATIC:
