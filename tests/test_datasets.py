@@ -190,7 +190,7 @@ def test_a_set_of_images_needs_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert [evaluation[i][1] for i in range(len(evaluation))] == [0, 1] * 3
     with pytest.raises(UserError, match="num_classes: 3 does not fit dataset 'stripes', which has 2 classes"):
         build_datasets(config_from({"dataset": "stripes", "num_classes": 3}))
-    with pytest.raises(UserError, match="dataset: 'stripe' is unknown; valid: .*; did you mean stripes?"):
+    with pytest.raises(UserError, match=r"dataset: 'stripe' is unknown; valid: .*; did you mean stripes?"):
         build_datasets(config_from({"dataset": "stripe"}))
     with pytest.raises(ValueError, match="there is a data set 'stripes' already"):
         register_dataset("stripes", facts)

@@ -50,11 +50,6 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         )
 
 
-def mixes(cfg: Config) -> bool:
-    """Whether training batches are mixed, by mixup or cutmix."""
-    return cfg.mixup > 0 or cfg.cutmix > 0 or cfg.cutmix_minmax is not None
-
-
 def _unavailable(cfg: Config) -> Iterator[Finding]:
     for name, setting in SETTINGS.items():
         value, reason = getattr(cfg, name), setting.rules.unavailable
@@ -135,7 +130,7 @@ def _splits(cfg: Config) -> Iterator[Finding]:
                     f"{name} needs the copies of aug_splits, which is {cfg.aug_splits}; "
                     f"set aug_splits to 2 or more, or {name} to false",
                 )
-    elif mixes(cfg):
+    elif cfg.mixes:
         # Mixing pairs samples over the whole batch: it would blend an image with another one's clean copy.
         also = "jsd and " if cfg.jsd else ""
         yield Finding(
@@ -146,7 +141,7 @@ def _splits(cfg: Config) -> Iterator[Finding]:
 
 
 def _mixing(cfg: Config) -> Iterator[Finding]:
-    if mixes(cfg) and cfg.batch_size % 2:
+    if cfg.mixes and cfg.batch_size % 2:
         yield Finding(
             ("batch_size", "mixup", "cutmix", "cutmix_minmax"),
             f"batch_size {cfg.batch_size} is odd, and mixup and cutmix pair the samples of a batch; "
@@ -161,7 +156,7 @@ def _mixing(cfg: Config) -> Iterator[Finding]:
 
 
 def _events(cfg: Config) -> Iterator[Finding]:
-    if cfg.event_mix > 0 and mixes(cfg):
+    if cfg.event_mix > 0 and cfg.mixes:
         yield Finding(
             ("event_mix", "mixup", "cutmix", "cutmix_minmax"),
             f"event_mix {cfg.event_mix:g} cannot be combined with mixup or cutmix; set one side to 0",

@@ -280,6 +280,11 @@ class Config:
         """Whether the model pools inside attention: `dvs_mode`, by data set where that is null."""
         return self.dataset in EVENT_MODE_DATASETS if self.dvs_mode is None else self.dvs_mode
 
+    @property
+    def mixes(self) -> bool:
+        """Whether training batches are mixed, by mixup or cutmix."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
     def as_dict(self) -> dict[str, Any]:
         """Name and value of each setting but `config`: plain data, valid for `config_from`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in SETTINGS and f.name != "config"}

@@ -26,7 +26,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.facts import DataSettings, ImageSet
-from utils.data.mixing import Mixing, build_mixup
 from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
 from utils.data.workers import tie_to_the_main_process
 from utils.errors import UserError
@@ -37,11 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaders:
-    """What a training run iterates over. The engine applies `mixup` to whole batches on the device."""
+    """What a training run iterates over."""
 
     train: DeviceLoader
     eval: DeviceLoader
-    mixup: Mixing | None
     data: DataSettings
     split_hash: str | None  # of event data
     _sampler: TrainSampler
@@ -60,7 +58,6 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
     """
-    mixup = build_mixup(cfg)
     with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
@@ -73,7 +70,6 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     return Loaders(
         train=train,
         eval=_eval_loader(cfg, data, eval_set, device, rank, world_size),
-        mixup=mixup,
         data=data,
         split_hash=getattr(train_set, "split_hash", None),
         _sampler=sampler,
@@ -147,11 +143,10 @@ def _device_loader(
         # The loader draws a base seed at each start: from here, not from the run's own random state.
         generator=torch.Generator().manual_seed(cfg.seed),
     )
+    normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
-        given = cfg.mean is not None or cfg.std is not None
-        return DeviceLoader(loader, device, (data.mean, data.std) if given else None, unit=1.0)
-    statistics = (data.mean, data.std) if data.normalise_on_device else None
-    return DeviceLoader(loader, device, statistics)
+        normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0
+    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, cfg.channels_last)
 
 
 class SeededSamples(Dataset[Any]):

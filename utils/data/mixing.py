@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
-from utils.config.rules import mixes
 from utils.data.datasets import dataset_facts
 
 if TYPE_CHECKING:
@@ -84,11 +83,13 @@ class EventMix:
         return mask.view(shape)
 
 
-def build_mixup(cfg: Config) -> Mixing | None:
-    """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one."""
+def build_mixup(cfg: Config, epoch: int = 0) -> Mixing | None:
+    """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one in `epoch`."""
+    if 0 < cfg.mixup_off_epoch <= epoch:
+        return None
     if cfg.event_mix > 0 and dataset_facts(cfg.dataset).events:
         return EventMix(cfg.event_mix, cfg.num_classes, cfg.smoothing)
-    if not mixes(cfg):
+    if not cfg.mixes:
         return None
     mixup = Mixup(
         mixup_alpha=cfg.mixup,

@@ -6,6 +6,8 @@ Random erasing is not here but in utils.data.loaders: which samples it spares de
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ def eval_transform(settings: DataSettings) -> Compose:
         std=settings.std,
         use_prefetcher=settings.normalise_on_device,
     )
-    return Compose([_ToMode(_mode(settings)), *transform.transforms])
+    return Compose([_to_mode(_mode(settings)), *transform.transforms])
 
 
 def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Compose, Compose, Compose]:
@@ -68,7 +70,7 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
         _allow_posterize_to_zero_bits(part)
         if settings.input_size[0] == 1:
             _apply_policies_in_colour(part)
-    first = Compose([_ToMode(_mode(settings)), *parts[0].transforms])
+    first = Compose([_to_mode(_mode(settings)), *parts[0].transforms])
     return (first, parts[1], parts[2]) if cfg.aug_splits else first
 
 
@@ -76,14 +78,9 @@ def _mode(settings: DataSettings) -> str:
     return "L" if settings.input_size[0] == 1 else "RGB"
 
 
-class _ToMode:
-    """Make the image grey or RGB, whatever the file holds (palette, alpha, CMYK)."""
-
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.mode == self.mode else image.convert(self.mode)
+def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:
+    """Makes an image grey ('L') or RGB, whatever the file holds (palette, alpha, CMYK)."""
+    return partial(Image.Image.convert, mode=mode)
 
 
 def _allow_posterize_to_zero_bits(transform: Compose) -> None:
@@ -100,7 +97,7 @@ def _apply_policies_in_colour(transform: Compose) -> None:
     steps: list[Any] = []
     for step in transform.transforms:
         is_policy = hasattr(step, "ops") or hasattr(step, "policy")
-        steps += [_ToMode("RGB"), step, _ToMode("L")] if is_policy else [step]
+        steps += [_to_mode("RGB"), step, _to_mode("L")] if is_policy else [step]
     transform.transforms = steps
 
 

@@ -1,4 +1,4 @@
-"""How the processes that load samples start and end, and how an error of theirs reaches the user."""
+"""How the processes that load samples start and end."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import multiprocessing.util  # before the registration below: its own must run a
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-from utils.errors import UserError
-
-Item = TypeVar("Item")
 
 
 def tie_to_the_main_process(worker: int) -> None:
@@ -42,11 +36,3 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
     for process in left:
         process.kill()
-
-
-def in_own_words(batches: Iterable[Item]) -> Iterator[Item]:
-    """`batches`; a UserError of a worker process with its message alone, which arrives below a traceback."""
-    try:
-        yield from batches
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error

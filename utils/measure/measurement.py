@@ -75,8 +75,9 @@ class Measurement:
         proof = [torch.float64] if cfg.verify else []  # see utils.measure.verify
         check_neurons(self.model, process.device, self.precision.activation_dtype, *proof)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model.to(process.device).to(memory_format=self.memory_format)
+        self.model.to(process.device)
+        if cfg.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.data: DataSettings = resolve_data(cfg)
         shape = SdtShape.of(self.model, *self.data.eval_size[1:])
         assert shape is not None  # every model of the registry has these sizes
@@ -95,9 +96,7 @@ class Measurement:
             firing,
             synapses,
         ):
-            accuracy = evaluate(
-                model, loader, self.precision, process, memory_format=self.memory_format, on_step=progress.step
-            )
+            accuracy = evaluate(model, loader, self.precision, process, on_step=progress.step)
         return self._account(accuracy, firing.rows(process), synapses.counts(process))
 
     def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:

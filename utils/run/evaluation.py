@@ -39,7 +39,6 @@ def evaluate(
     precision: Precision,
     process: Process,
     *,
-    memory_format: torch.memory_format = torch.contiguous_format,
     on_step: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
@@ -54,7 +53,7 @@ def evaluate(
     samples = 0
     for step, (x, y) in enumerate(loader):
         with precision.autocast():
-            logits, _ = model(_in_format(x, memory_format))
+            logits, _ = model(x)
         if logits.dim() == 3:
             logits = logits.mean(dim=0)  # [B, K]
         loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
@@ -67,11 +66,3 @@ def evaluate(
     loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
     seconds = time.perf_counter() - started
     return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
-
-
-def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
-    if x.dim() == 5 and memory_format is torch.channels_last:
-        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
-        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
-    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x

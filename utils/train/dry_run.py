@@ -53,7 +53,7 @@ def estimate(trainer: Trainer) -> None:
         trainer.train_step(trainer.start_epoch), training, trainer.steps, process, tally=Tally(process.device)
     )
     evaluation = _Timed(trainer.loaders.eval, process.device)
-    evaluate(trainer.compiled, evaluation, state.precision, process, memory_format=trainer.memory_format)
+    evaluate(trainer.compiled, evaluation, state.precision, process)
 
     step = training.seconds_per_batch()
     epoch = step * trainer.steps + evaluation.seconds_per_batch() * len(trainer.loaders.eval)

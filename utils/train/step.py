@@ -6,21 +6,28 @@ Legend: T time steps, B batch, C channels, H x W image.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
-from utils.run.evaluation import _in_format
 from utils.run.hooks import ForwardHook, hooked
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.run.reproduce import seed_step
+from utils.train.losses import make_train_loss
+from utils.train.run_state import RunState
+
+if TYPE_CHECKING:
+    from utils.config.settings import Config
 
 _OVERFLOWS_BACKWARDS = "it overflows on the way back"
 
@@ -72,8 +79,7 @@ class TrainStep:
     loss_fn: nn.Module
     optimizer: Optimizer
     precision: Precision
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
+    mixup: Mixing | None = None
     accumulate: int = 1
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
@@ -90,7 +96,6 @@ class TrainStep:
         """
         if self.seed is not None:
             self.seed(step)
-        x = _in_format(x, self.memory_format)
         if self.mixup is not None:
             x, y = self.mixup(x, y)
         first = step - step % self.accumulate
@@ -153,6 +158,25 @@ class TrainStep:
                 f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
                 "the weights were not updated"
             )
+
+
+def make_step(
+    cfg: Config, epoch: int, model: nn.Module, state: RunState, frozen: Sequence[nn.Module], process: Process
+) -> TrainStep:
+    """How the batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
+    mixup = build_mixup(cfg, epoch)
+    ema = state.ema
+    return TrainStep(
+        model,
+        make_train_loss(cfg, mixup_active=mixup is not None).to(process.device),
+        state.optimizer,
+        state.precision,
+        mixup=mixup,
+        accumulate=cfg.grad_accum_steps,
+        frozen=frozen,
+        seed=functools.partial(seed_step, cfg.seed, epoch, rank=process.rank),
+        after_update=None if ema is None else functools.partial(ema.update, state.model),
+    )
 
 
 def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

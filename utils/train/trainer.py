@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,12 +35,11 @@ from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.train.curves import draw_curves
-from utils.train.losses import make_train_loss
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
-from utils.train.step import Tally, TrainResult, TrainStep, train_one_epoch
+from utils.train.step import Tally, TrainResult, TrainStep, make_step, train_one_epoch
 
 if TYPE_CHECKING:
     from utils.config.settings import Config
@@ -109,7 +107,6 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -197,22 +194,7 @@ class Trainer:
         return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
 
     def train_step(self, epoch: int) -> TrainStep:
-        cfg, state = self.cfg, self.state
-        mixing = not cfg.mixup_off_epoch or epoch < cfg.mixup_off_epoch
-        mixup = self.loaders.mixup if mixing else None
-        ema = state.ema
-        return TrainStep(
-            self.parallel,
-            make_train_loss(cfg, mixup_active=mixup is not None).to(self.process.device),
-            state.optimizer,
-            state.precision,
-            mixup=mixup,
-            memory_format=self.memory_format,
-            accumulate=cfg.grad_accum_steps,
-            frozen=self.frozen,
-            seed=functools.partial(seed_step, cfg.seed, epoch, rank=self.process.rank),
-            after_update=None if ema is None else lambda: ema.update(state.model),
-        )
+        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
@@ -238,9 +220,7 @@ class Trainer:
                 raise self.recovery.stopped()
 
         return {
-            name: evaluate(
-                model, self._eval_batches(), state.precision, process, memory_format=self.memory_format, on_step=on_step
-            )
+            name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
             for name, model in models.items()
         }
 
