@@ -35,7 +35,7 @@ _NEEDS_SECOND_DERIVATIVES = ("adahessian",)
 _FUSED = ("adam", "adamw")
 
 
-def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
+def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimizer:
     """The optimizer named `cfg.opt`, as `adamw` or `lookahead_adamw`; biases and 1-D tensors are not decayed.
 
     Parameters without gradient (kept for checkpoint keys) are left out by timm.
@@ -45,6 +45,7 @@ def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
             it does not take.
     """
     _check_name(cfg.opt)
+    lr = peak_learning_rate(cfg, world_size)
     try:
         # timm hands eps and betas on unchecked, or drops them; the optimizer's own defaults say what it takes.
         takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults

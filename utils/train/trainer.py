@@ -86,8 +86,7 @@ class Trainer:
         # So that the run's files tell which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
-        self.peak_lr = peak_learning_rate(cfg, process.world_size)
-        optimizer = make_optimizer(cfg, model, self.peak_lr)
+        optimizer = make_optimizer(cfg, model, process.world_size)
         schedule, self.num_epochs = make_schedule(cfg, optimizer)
         ema = None
         if cfg.model_ema:
@@ -130,7 +129,7 @@ class Trainer:
         logger.info(
             f"{process.world_size} process(es) on {process.device.type}, {precision}; global batch "
             f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
-            f"peak learning rate {self.peak_lr:g}, {scaled}"
+            f"peak learning rate {peak_learning_rate(cfg, process.world_size):g}, {scaled}"
         )
 
     @contextlib.contextmanager
