@@ -21,7 +21,7 @@ epochs: 1
 cooldown_epochs: 0
 """
 # They copy, compare and check settings without acting on them.
-HANDLING = ("config.py", "config_rules.py", "settings.py", "dataclasses.py", "<string>")
+HANDLING = ("parse.py", "rules.py", "settings.py", "dataclasses.py", "<string>")
 # Read on the way to an evaluation, without an effect on it.
 READ_IN_PASSING = {
     "seed": "the data loader's generator; evaluation draws nothing",

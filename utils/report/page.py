@@ -49,7 +49,7 @@ def write_html(path: Path, report: Report) -> None:
         parts.append(_section("Proof", text))
     parts.append(_section("To copy", _to_copy(report)))
     parts.append(_section("This run", _table(["", ""], _provenance(report))))
-    style = files("utils").joinpath("report.css").read_text()
+    style = files("utils.report").joinpath("report.css").read_text()
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
