@@ -1,4 +1,4 @@
-"""The one evaluation loop: accuracy and loss over all samples of all processes.
+"""The evaluation loop, of training and measurement: accuracy and loss over all samples of all processes.
 
 Legend: T time steps, B batch, C channels, H x W image, K classes.
 """
@@ -43,8 +43,12 @@ def evaluate(
 ) -> EvalResult:
     """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
 
-    Per-step logits `[T, B, K]` (TET) are averaged over T. Sums are integers, or float64 for the loss, and are
-    divided once, so that neither the batch size nor the number of processes matters.
+    Logits of each time step `[T, B, K]` (TET) are averaged over T. Counts and losses are summed over all samples and
+    divided at the end, so that the result depends neither on the batch size nor on the number of processes.
+
+    Args:
+        loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`, on the device.
+        on_step: called after each batch with the number of batches done; may raise, to stop.
     """
     model.eval()
     started = time.perf_counter()
