@@ -73,7 +73,7 @@ class DeviceLoader:
             consumer = torch.cuda.current_stream(self.device)
             consumer.wait_stream(stream)
             for tensor in coming:
-                tensor.record_stream(consumer)  # the side stream must not reuse its memory before the step is done
+                tensor.record_stream(consumer)  # its memory must not be reused before the step has read it
             ready = coming
         if ready is not None:
             yield ready

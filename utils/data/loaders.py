@@ -5,8 +5,8 @@ frames [B, T, C, H, W]: counts, normalised only where mean or std are set. With
 `aug_splits` = S the images are [S * B, C, H, W], first all clean ones, then each augmented copy of the batch,
 and the targets are repeated alike.
 
-Training batches are a function of (seed, epoch) only: not of the number of workers, of earlier epochs in the
-same process, or of an interruption. That holds bit for bit on one machine with the same library versions.
+Training batches depend on (seed, epoch) only: not on the number of workers, earlier epochs in the same process, or an
+interruption. That holds bit for bit on one machine with the same versions of the libraries.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _device_loader(
         worker_init_fn=tie_to_the_main_process,
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
-        # The loader draws a base seed at each start: from here, not from the run's own random state.
+        # The loader draws a seed at each start: from this generator, not from the random state of the run.
         generator=torch.Generator().manual_seed(cfg.seed),
     )
     normalise, unit = data.normalise_on_device, 255.0
@@ -150,10 +150,10 @@ def _device_loader(
 
 
 class SeededSamples(Dataset[Any]):
-    """A training set that seeds Python, NumPy and PyTorch per sample, and leaves their state as it was.
+    """A training set that seeds Python, NumPy and PyTorch for each sample, and restores their state after a batch.
 
-    The augmentations draw from all three.
-    spare_first_copy: with `aug_splits`, no random erasing in the first copy, which is otherwise clean
+    The augmentations use all three.
+    spare_first_copy: with `aug_splits`, no random erasing in the first copy, which is clean otherwise
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class SeededSamples(Dataset[Any]):
         return self.__getitems__([pick])[0]
 
     def __getitems__(self, picks: list[Pick]) -> list[tuple[Any, Any]]:
-        """The samples of one batch; the DataLoader calls this, so the state is kept once per batch."""
+        """The samples of one batch; the DataLoader calls this, so the state is saved once per batch."""
         with _kept_random_state():
             return [self._sample(pick) for pick in picks]
 
@@ -194,7 +194,7 @@ class SeededSamples(Dataset[Any]):
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    # Without workers this runs in the main process, whose own random draws must not depend on it.
+    # Without workers this runs in the main process, whose own random numbers must not depend on it.
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield

@@ -1,7 +1,7 @@
 """Image transforms: from a PIL image to a tensor [C, H, W], built with timm's factory.
 
 The tensor is uint8 where the device normalises (`DataSettings.normalise_on_device`), else normalised float32.
-Random erasing is not here but in utils.data.loaders: which samples it spares depends on the place in the batch.
+Random erasing is not here but in utils.data.loaders: it leaves out the first copies of a batch.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:
 
 
 def _allow_posterize_to_zero_bits(transform: Compose) -> None:
-    # The published policies (m9, mstd0.4) reach magnitude 10 now and then, which keeps 0 bits: a black image.
-    # Pillow refuses 0 bits from some version on; without this, an epoch ends in its ValueError.
+    # The published policies (m9, mstd0.4) sometimes reach magnitude 10, which keeps 0 bits: a black image. Newer
+    # versions of Pillow raise a ValueError for 0 bits, which would end the run.
     for step in transform.transforms:
         for operation in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
             if operation.aug_fn is posterize:
