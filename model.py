@@ -5,60 +5,54 @@ Legend: T time steps, B batch, C channels, H x W image, D embed_dims, K classes.
 
 from __future__ import annotations
 
-import logging
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from module.block import MS_Block_Conv
+from module.attention import MS_SSA_Conv
+from module.block import MS_Block_Conv, spike_sources_of
 from module.folding import fold_batchnorm
 from module.grad_checkpointing import run_again_in_backward
-from module.neuron import check_neuron_settings, make_neuron
+from module.mlp import MS_MLP_Conv
+from module.neuron import NeuronFactory, make_neuron
 from module.sps import MS_SPS
 
 Hook = dict[str, Tensor]
-
-_logger = logging.getLogger("sdt")
 
 
 class SpikeDrivenTransformer(nn.Module):
     """Spiking patch splitting, `depths` blocks of spike-driven self-attention and MLP, a linear head.
 
     Between layers only spikes (0 or 1) travel; shortcuts carry membrane values. The defaults are the published
-    8-512 model for ImageNet.
+    8-512 model for ImageNet. `module.accelerate.accelerate` makes it faster; nothing in here does.
 
     Args:
-        img_size_h, img_size_w: pixels; only checked (the network is fully convolutional before the head).
+        img_size: pixels, one number or (height, width); only checked (before the head all is convolution).
         in_channels: C; 2 for event frames.
         num_classes: K; 0 leaves out the head (the outputs are its spikes, averaged over T).
         embed_dims: D, a multiple of 8 and of `num_heads`.
         mlp_ratios: hidden width of the MLP divided by D.
         T: how often a static image is shown. Event data brings its own T.
         pooling_stat: see `module.sps.MS_SPS`.
-        spike_mode: `lif` or `plif`.
         dvs_mode: event mode of the attention.
         TET: keep the logits of each time step, `[T, B, K]`, for the TET loss.
         data_T: whether 5-D inputs may have another number of time steps than `T` (they are taken as they are).
-        backend, neuron_dtype: see `module.neuron.make_neuron`.
-        engine, bf16_input_grad: convolutions on a CPU, see `module.sparse.conv.use_engine`. Where the kernels cannot
-            be built the model stays dense, and a warning says why.
-        patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted because published training scripts pass
-            them; they never had an effect on the published forward pass and have none here.
-        qkv_bias, sr_ratios: likewise, and a value other than the default warns.
+        neuron: makes a layer of neurons, `[T, B, *]` -> `[T, B, *]`; see `module.neuron.make_neuron`.
+        sps_layer: called as `sps_layer(in_channels, embed_dims, pooling_stat, neuron=neuron)`.
+        block_layer: called as `module.block.MS_Block_Conv` is, and so are its `attn_layer` and `mlp_layer`.
 
     Raises:
-        ValueError: at construction, for sizes or names that do not fit; each message has the bad value and the
-            valid ones.
+        ValueError: at construction, for sizes that do not fit; each message has the bad value and the valid ones.
     """
 
     def __init__(
         self,
-        img_size_h: int = 224,
-        img_size_w: int = 224,
-        patch_size: int | None = None,
+        img_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         num_classes: int = 1000,
         embed_dims: int = 512,
@@ -67,29 +61,17 @@ class SpikeDrivenTransformer(nn.Module):
         depths: int = 8,
         T: int = 4,
         pooling_stat: str = "1111",
-        spike_mode: str = "lif",
+        *,
         dvs_mode: bool = False,
         TET: bool = False,
         data_T: bool = True,
-        backend: str = "auto",
-        neuron_dtype: str = "float32",
-        engine: str = "dense",
-        bf16_input_grad: bool = False,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        drop_block_rate: float | None = None,
-        qkv_bias: bool = False,
-        sr_ratios: int = 1,
-        pretrained: bool = False,
+        neuron: NeuronFactory = make_neuron,
+        sps_layer: Callable[..., nn.Module] = MS_SPS,
+        block_layer: Callable[..., nn.Module] = MS_Block_Conv,
+        attn_layer: Callable[..., nn.Module] = MS_SSA_Conv,
+        mlp_layer: Callable[..., nn.Module] = MS_MLP_Conv,
     ) -> None:
         super().__init__()
-        if pretrained:
-            raise ValueError(
-                "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
-                "github.com/BICLab/Spike-Driven-Transformer; load one with `--resume FILE` or `--initial-checkpoint "
-                "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
-            )
-        check_neuron_settings(spike_mode, backend, neuron_dtype)
         for name, value, least in (
             ("T", T, 1),
             ("depths", depths, 1),
@@ -98,10 +80,6 @@ class SpikeDrivenTransformer(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
-        for name, value, neutral in (("qkv_bias", qkv_bias, False), ("sr_ratios", sr_ratios, 1)):
-            if value != neutral:
-                warnings.warn(f"{name}={value} has no effect on this model", stacklevel=2)
-
         self.T = T
         self.data_T = data_T
         self.TET = TET
@@ -114,37 +92,23 @@ class SpikeDrivenTransformer(nn.Module):
         self.pooling_stat = pooling_stat
         self.grad_checkpointing = False
 
-        neuron: dict[str, Any] = dict(spike_mode=spike_mode, backend=backend, neuron_dtype=neuron_dtype)
-        self.patch_embed = MS_SPS(in_channels, embed_dims, pooling_stat, **neuron)
-        self._check_size(img_size_h, img_size_w)
+        self.patch_embed = sps_layer(in_channels, embed_dims, pooling_stat, neuron=neuron)
+        self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
         self.block = nn.ModuleList(
-            MS_Block_Conv(embed_dims, num_heads, mlp_ratios, dvs_mode=dvs_mode, **neuron) for _ in range(depths)
+            block_layer(
+                embed_dims,
+                num_heads,
+                mlp_ratios,
+                dvs_mode=dvs_mode,
+                neuron=neuron,
+                attn_layer=attn_layer,
+                mlp_layer=mlp_layer,
+            )
+            for _ in range(depths)
         )
-        self.head_lif = make_neuron(**neuron)
+        self.head_lif = neuron()
         self.head: nn.Module = nn.Linear(embed_dims, num_classes) if num_classes else nn.Identity()
         self.apply(self._init_weights)
-        self.engine = engine
-        if engine != "dense":
-            self._use_engine(bf16_input_grad)
-
-    def _use_engine(self, bf16_input_grad: bool) -> None:
-        # Imported here: it registers operators, which a dense model has no use for.
-        from module.sparse.conv import use_engine
-
-        # The first convolution sees an image, which is no spikes.
-        first = "patch_embed.proj_conv"
-        if reason := use_engine(self, self.engine, skip=(first,), bf16_input_grad=bf16_input_grad):
-            _logger.warning(f"warning: engine {self.engine} is not available, convolutions stay dense: {reason}")
-            self.engine = "dense"
-
-    def for_evaluation(self) -> nn.Module:
-        """What evaluates these weights fastest: with an engine, `module.sparse.inference.EventInference` where it
-        can run (float32 on a CPU), else this model. Called like the model; it does not follow later updates."""
-        if self.engine == "dense":
-            return self
-        from module.sparse.inference import EventInference, why_not
-
-        return self if why_not(self) else EventInference(self, auto=self.engine == "auto")
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -199,7 +163,7 @@ class SpikeDrivenTransformer(nn.Module):
         self.grad_checkpointing = enable
 
     def fuse(self) -> SpikeDrivenTransformer:
-        """Fold every BatchNorm into the convolution before it, for evaluation; in place, and returned.
+        """Fold every BatchNorm of the published parts into the convolution before it, in place; returns the model.
 
         The model computes the same with fewer operations and can no longer be trained; its state dict has other
         keys than a checkpoint's, so load weights first.
@@ -209,6 +173,13 @@ class SpikeDrivenTransformer(nn.Module):
         """
         fold_batchnorm(self)
         return self
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head for another number of classes (0: none), as timm's models have it."""
+        self.num_classes = num_classes
+        self.head = (
+            nn.Linear(self.embed_dims, num_classes).to(next(self.parameters())) if num_classes else nn.Identity()
+        )
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Membrane values `[T, B, D]` -> logits `[B, K]`, or `[T, B, K]` with TET."""
@@ -244,19 +215,14 @@ class SpikeDrivenTransformer(nn.Module):
     def spike_sources(self) -> dict[str, nn.Module]:
         """Published hook name -> the submodule whose output is that spike tensor, in order of computation.
 
-        Measurements attach forward hooks to these; the forward pass itself knows nothing of them.
+        Measurements attach forward hooks to these; the forward pass itself knows nothing of them. A part without
+        `spike_sources` of its own gives its neurons.
         """
-        sps = self.patch_embed
-        sources: dict[str, nn.Module] = {
-            "MS_SPS_lif": sps.proj_lif,
-            "MS_SPS_lif1": sps.proj_lif1,
-            "MS_SPS_lif2": sps.proj_lif2,
-            "MS_SPS_lif3": sps.proj_lif3,
-        }
+        sources = spike_sources_of(self.patch_embed, "MS_SPS")
         for i, block in enumerate(self.block):
-            assert isinstance(block, MS_Block_Conv)
-            sources |= block.attn.spike_sources(f"MS_SSA_Conv{i}")
-            sources |= block.mlp.spike_sources(f"MS_MLP_Conv{i}")
+            sources |= (
+                block.spike_sources(i) if isinstance(block, MS_Block_Conv) else spike_sources_of(block, f"block{i}")
+            )
         sources["head_lif"] = self.head_lif
         return sources
 
@@ -266,62 +232,85 @@ class SpikeDrivenTransformer(nn.Module):
         return set()
 
 
+# Published training scripts pass these; they never had an effect on the published forward pass and have none here.
+_WITHOUT_EFFECT = ("patch_size", "drop_rate", "drop_path_rate", "drop_block_rate")
+# timm's factory may add these for any model; they describe downloads, of which there are none.
+_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+# Arguments of `make_neuron`.
+_OF_NEURONS = ("spike_mode", "surrogate", "surrogate_alpha", "neuron_dtype", "neuron_args")
+
+
+def sdt_arguments(
+    *,
+    img_size_h: int | None = None,
+    img_size_w: int | None = None,
+    qkv_bias: bool = False,
+    sr_ratios: int = 1,
+    **given: Any,
+) -> dict[str, Any]:
+    """The arguments of `SpikeDrivenTransformer` for those of `sdt`, which takes the published scripts' names too."""
+    for name, value, neutral in (("qkv_bias", qkv_bias, False), ("sr_ratios", sr_ratios, 1)):
+        if value != neutral:
+            warnings.warn(f"{name}={value} has no effect on this model", stacklevel=3)
+    arguments = {name: value for name, value in given.items() if name not in (*_WITHOUT_EFFECT, *_OF_TIMM)}
+    if img_size_h is not None or img_size_w is not None:
+        size = arguments.get("img_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        arguments["img_size"] = (img_size_h or height, img_size_w or width)
+    neuron = {name: arguments.pop(name) for name in _OF_NEURONS if name in arguments}
+    if neuron:
+        make = functools.partial(arguments.get("neuron", make_neuron), **neuron)
+        make()  # a wrong name or argument is told before any layer is built
+        arguments["neuron"] = make
+    return arguments
+
+
 @register_model
 def sdt(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """The general entry: any size by arguments, see `SpikeDrivenTransformer`. Defaults: 8-512."""
-    # timm's factory may add these for any model; they describe downloads, of which there are none.
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(name, None)
-    return SpikeDrivenTransformer(pretrained=pretrained, **kwargs)
+    """The general entry: any size by arguments, see `SpikeDrivenTransformer`. Defaults: 8-512.
+
+    Args:
+        spike_mode, surrogate, surrogate_alpha, neuron_dtype, neuron_args: see `module.neuron.make_neuron`.
+        img_size_h, img_size_w: the published names of `img_size`.
+        patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted without effect, as in the published model.
+        qkv_bias, sr_ratios: likewise, and a value other than the default warns.
+    """
+    if pretrained:
+        raise ValueError(
+            "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
+            "github.com/BICLab/Spike-Driven-Transformer; load one with `--resume FILE` or `--initial-checkpoint "
+            "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
+        )
+    return SpikeDrivenTransformer(**sdt_arguments(**kwargs))
 
 
-# Sizes for ImageNet at 224 x 224: paper, table 1.
-_IMAGENET = dict(img_size_h=224, img_size_w=224, num_classes=1000, pooling_stat="1111", T=4)
-# Sizes for CIFAR-10 at 32 x 32: published configurations.
-_CIFAR = dict(img_size_h=32, img_size_w=32, num_classes=10, pooling_stat="0011", T=4)
+def _register(name: str, comment: str, **sizes: Any) -> None:
+    """An entry of timm's registry that is `sdt` with these sizes; other arguments as there."""
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+        return sdt(pretrained=pretrained, **(sizes | kwargs))
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = comment
+    globals()[name] = register_model(entry)
 
 
-def _variant(pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> SpikeDrivenTransformer:
-    return sdt(pretrained=pretrained, **(defaults | kwargs))
-
-
-@register_model
-def sdt_8_384(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """8 blocks, D = 384, for ImageNet (16.8 M parameters)."""
-    return _variant(pretrained, kwargs, depths=8, embed_dims=384, **_IMAGENET)
-
-
-@register_model
-def sdt_6_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """6 blocks, D = 512, for ImageNet (23.4 M parameters)."""
-    return _variant(pretrained, kwargs, depths=6, embed_dims=512, **_IMAGENET)
-
-
-@register_model
-def sdt_8_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """8 blocks, D = 512, for ImageNet (29.7 M parameters)."""
-    return _variant(pretrained, kwargs, depths=8, embed_dims=512, **_IMAGENET)
-
-
-@register_model
-def sdt_10_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """10 blocks, D = 512, for ImageNet (36.0 M parameters)."""
-    return _variant(pretrained, kwargs, depths=10, embed_dims=512, **_IMAGENET)
-
-
-@register_model
-def sdt_8_768(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """8 blocks, D = 768, for ImageNet (66.3 M parameters)."""
-    return _variant(pretrained, kwargs, depths=8, embed_dims=768, **_IMAGENET)
-
-
-@register_model
-def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """2 blocks, D = 256, for CIFAR-10 (2.6 M parameters); other sizes by arguments."""
-    return _variant(pretrained, kwargs, depths=2, embed_dims=256, **_CIFAR)
-
-
-@register_model
-def sdt_2_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """2 blocks, D = 512, for CIFAR-10 (10.2 M parameters); other sizes by arguments."""
-    return _variant(pretrained, kwargs, depths=2, embed_dims=512, **_CIFAR)
+# Paper, table 1: ImageNet at 224 x 224.
+for _depths, _dim, _parameters in ((8, 384, 16.8), (6, 512, 23.4), (8, 512, 29.7), (10, 512, 36.0), (8, 768, 66.3)):
+    _register(
+        f"sdt_{_depths}_{_dim}",
+        f"{_depths} blocks, D = {_dim}, for ImageNet ({_parameters} M parameters).",
+        depths=_depths,
+        embed_dims=_dim,
+    )
+# Published configurations: CIFAR-10 at 32 x 32.
+for _dim, _parameters in ((256, 2.6), (512, 10.2)):
+    _register(
+        f"sdt_2_{_dim}",
+        f"2 blocks, D = {_dim}, for CIFAR-10 ({_parameters} M parameters).",
+        depths=2,
+        embed_dims=_dim,
+        img_size=32,
+        num_classes=10,
+        pooling_stat="0011",
+    )

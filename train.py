@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
 
     with distributed(cfg) as process:
         setup_logging(process)
+        register_names(cfg)
         if cfg.dry_run:
             return dry_run(cfg, process)
         folder = run_folder(cfg)
@@ -31,8 +32,15 @@ def main(argv: list[str]) -> int:
             return train(cfg, process, folder)
 
 
-def train(cfg: Config, process: Process, folder: Path) -> int:
+def register_names(cfg: Config) -> None:
+    """Register the models of this repository, then what the plugins define."""
     import model  # noqa: F401 -- registers the models
+    from utils.run.plugins import import_plugins
+
+    import_plugins(cfg.plugin)
+
+
+def train(cfg: Config, process: Process, folder: Path) -> int:
     from utils.train.trainer import Trainer
 
     trainer = Trainer(cfg, process, folder)
@@ -47,7 +55,6 @@ def train(cfg: Config, process: Process, folder: Path) -> int:
 
 
 def dry_run(cfg: Config, process: Process) -> int:
-    import model  # noqa: F401 -- registers the models
     from utils.train.dry_run import estimate
     from utils.train.trainer import Trainer
 

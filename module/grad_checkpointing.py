@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 def run_again_in_backward(block: nn.Module, x: Tensor) -> Tensor:
     """`block(x)`, keeping `x` alone for the backward pass."""
     contexts = (contextlib.nullcontext(), _without_running_statistics(block))
-    # Nothing in a block draws random numbers.
-    y: Tensor = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+    y: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=lambda: contexts)
     return y
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor, nn
 
-from module.kernels.fused import convolved, norm_add, norm_neuron, over_time, pooled, watched
-from module.neuron import backend_of, make_neuron
+from module.layers import over_time
+from module.neuron import NeuronFactory, make_neuron
 
 
 def check_pooling_stat(pooling_stat: str) -> None:
@@ -30,7 +29,7 @@ class MS_SPS(nn.Module):
         in_channels: channels of the input.
         embed_dims: D, a multiple of 8; the stages have D/8, D/4, D/2, D channels.
         pooling_stat: four characters; '1' ends that stage in a MaxPool2d(3, stride 2, padding 1).
-        spike_mode, backend, neuron_dtype: see `module.neuron.make_neuron`.
+        neuron: makes a layer of neurons; called without arguments.
 
     Shape: `[T, B, C, H, W]` -> `[T, B, D, H', W']`, membrane values.
 
@@ -43,9 +42,8 @@ class MS_SPS(nn.Module):
         in_channels: int = 3,
         embed_dims: int = 512,
         pooling_stat: str = "1111",
-        spike_mode: str = "lif",
-        backend: str = "auto",
-        neuron_dtype: str = "float32",
+        *,
+        neuron: NeuronFactory = make_neuron,
     ) -> None:
         super().__init__()
         check_pooling_stat(pooling_stat)
@@ -53,7 +51,6 @@ class MS_SPS(nn.Module):
             raise ValueError(f"embed_dims={embed_dims} must be a positive multiple of 8")
         self.pooling_stat = pooling_stat
         D = embed_dims
-        neuron = functools.partial(make_neuron, spike_mode, backend=backend, neuron_dtype=neuron_dtype)
         conv = functools.partial(nn.Conv2d, kernel_size=3, stride=1, padding=1, bias=False)
 
         def pool(stage: int) -> nn.Module:
@@ -86,34 +83,14 @@ class MS_SPS(nn.Module):
         self.rpe_lif = neuron().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x.shape[0]
-        x = norm_neuron(self.proj_bn, self.proj_lif, self._first_current(x), steps)
-        x = pooled(self.maxpool, x, self.proj_lif)  # spikes [T, B, c, h, w]
-        for conv, bn, lif, pool in (
-            (self.proj_conv1, self.proj_bn1, self.proj_lif1, self.maxpool1),
-            (self.proj_conv2, self.proj_bn2, self.proj_lif2, self.maxpool2),
-        ):
-            x = norm_neuron(bn, lif, convolved(conv, x, lif))
-            x = pooled(pool, x, lif)
+        s = over_time(self.proj_lif(over_time(x, self.proj_conv, self.proj_bn)), self.maxpool)
+        s = over_time(self.proj_lif1(over_time(s, self.proj_conv1, self.proj_bn1)), self.maxpool1)
+        s = over_time(self.proj_lif2(over_time(s, self.proj_conv2, self.proj_bn2)), self.maxpool2)
         # The last pool acts on membrane values: its result is the shortcut around the position stage.
-        x = norm_add(self.proj_bn3, convolved(self.proj_conv3, x, self.proj_lif3), None, self.proj_lif3)
-        x = pooled(self.maxpool3, x, self.proj_lif3)  # [T, B, D, H', W']
-        current = convolved(self.rpe_conv, self.proj_lif3(x), self.proj_lif3)
-        return norm_add(self.rpe_bn, current, x, self.proj_lif3)
+        x = over_time(s, self.proj_conv3, self.proj_bn3, self.maxpool3)  # [T, B, D, H', W']
+        return over_time(self.proj_lif3(x), self.rpe_conv, self.rpe_bn) + x
 
-    def _first_current(self, x: Tensor) -> Tensor:
-        """The first conv of `x` `[T, B, C, H, W]`; `[1, B, c, H, W]` for a static image (the same at each step).
-
-        Batch statistics over T equal copies are those over one. A watched conv sees every step.
-        """
-        if x.shape[0] > 1 and x.stride(0) == 0 and not watched(self.proj_conv):
-            x = x[:1]
-        if backend_of(self.proj_lif, x) != "cpp":
-            return over_time(self.proj_conv, x)
-        # On a CPU convolutions and the kernels after them are fastest with channels innermost; all that follows
-        # keeps the layout. With one channel there is nothing to see in the input's, so the output's is set as well.
-        return _channels_innermost(over_time(self.proj_conv, _channels_innermost(x)))
-
-
-def _channels_innermost(x: Tensor) -> Tensor:
-    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    def spike_sources(self, prefix: str = "MS_SPS") -> dict[str, nn.Module]:
+        """Published hook name -> the submodule whose output is that spike tensor, in order of computation."""
+        neurons = (self.proj_lif, self.proj_lif1, self.proj_lif2, self.proj_lif3)
+        return {f"{prefix}_lif{i or ''}": neuron for i, neuron in enumerate(neurons)}

@@ -23,11 +23,10 @@ from utils.data.datasets import (
     build_dataset,
     build_datasets,
     dataset_facts,
-    register_dataset,
     resolve_data,
 )
-from utils.data.facts import DatasetFacts
 from utils.data.images import DigitsDataset
+from utils.data.register import register_dataset
 from utils.errors import UserError
 from utils.events.digits import DIGITS_FILE
 from utils.events.sources import SOURCES
@@ -171,20 +170,17 @@ def test_aug_splits_without_augmentation_are_refused() -> None:
 class Stripes:
     """Six images of two classes."""
 
-    def __init__(self) -> None:
-        self.transform: Any = None
-
     def __len__(self) -> int:
         return 6
 
     def __getitem__(self, index: int, /) -> tuple[Any, int]:
-        return self.transform(Image.new("RGB", (9, 9), (40 * index,) * 3)), index % 2
+        return Image.new("RGB", (9, 9), (40 * index,) * 3), index % 2
 
 
 def test_a_set_of_images_needs_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.data.datasets.DATASETS", dict(DATASETS))
-    facts = DatasetFacts(lambda cfg, training: Stripes(), classes=2, channels=3, image_size=16)
-    register_dataset("stripes", facts)
+    monkeypatch.setitem(DATASETS, "stripes", DATASETS["digits"])  # so that the name is free again afterwards
+    del DATASETS["stripes"]
+    register_dataset("stripes", lambda cfg, training: Stripes(), classes=2, input_size=(3, 16, 16))
     train, evaluation = build_datasets(config_from({"dataset": "stripes", "num_classes": 2}))
     assert torch.as_tensor(train[1][0]).shape == (3, 16, 16)
     assert [evaluation[i][1] for i in range(len(evaluation))] == [0, 1] * 3
@@ -193,7 +189,7 @@ def test_a_set_of_images_needs_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match=r"dataset: 'stripe' is unknown; valid: .*; did you mean stripes?"):
         build_datasets(config_from({"dataset": "stripe"}))
     with pytest.raises(ValueError, match="there is a data set 'stripes' already"):
-        register_dataset("stripes", facts)
+        register_dataset("stripes", lambda cfg, training: Stripes(), classes=2, input_size=(3, 16, 16))
 
 
 def test_the_settings_know_the_event_sets() -> None:

@@ -17,9 +17,10 @@ import firing_num
 from model import SpikeDrivenTransformer
 from utils.data.facts import DataSettings
 from utils.errors import UserError
-from utils.measure.attention_map import attention_maps, to_pictures
+from utils.measure.attention_map import attention_maps
 from utils.measure.energy import COSTS
-from utils.measure.sdt.rates_file import report_rates
+from utils.report.attention_picture import to_pictures
+from utils.report.rates import RatesReport
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -170,7 +171,7 @@ def test_the_page_has_the_tables_of_the_terminal(folder, capsys):
 
 def test_a_report_is_a_file_of_rates(full):
     report, folder = full
-    again = report_rates(str(folder / "report.json"), COSTS["fp32"])
+    again = RatesReport(str(folder / "report.json"), COSTS["fp32"])
     (paper,) = (total for total in report["totals"] if total["mode"] == "paper")
     assert again.chosen.total_mJ == pytest.approx(paper["energy_mJ"], rel=1e-12)
 

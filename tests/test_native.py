@@ -220,7 +220,7 @@ def test_a_model_without_compilers_runs_on_torch_and_says_why_in_one_line_each(t
         " depths=1, T=2, pooling_stat='1111', engine='event').eval();"
         "assert model.for_evaluation() is model;"
         "runs = [model(torch.ones(1, 3, 16, 16))[0] for _ in range(2)];"
-        "print(torch.equal(*runs), {type(m).__name__ for m in model.modules()} & {'EventConv2d'})"
+        "print(torch.equal(*runs), {type(m).__name__ for m in model.modules()} & {'SparseConv2d'})"
     )
     environment = {
         "CC": script(tmp_path / "cc", "echo 'cc: error: out of order' >&2; exit 1"),

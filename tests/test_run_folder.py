@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from utils.config.parse import config_from
 from utils.errors import UserError
-from utils.train.run_folder import LOCK, lock_folder
+from utils.train.run_folder import LOCK, lock_folder, run_folder
 
 
 def names(folder):
@@ -73,3 +74,12 @@ def test_without_file_locks_a_run_starts_with_a_warning(tmp_path, monkeypatch, c
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     with lock_folder(tmp_path / "run", keep=False):
         assert "do not start a second run there" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["initial_checkpoint", "initial_partial", "resume"])
+def test_a_checkpoint_in_the_folder_of_a_new_run_is_refused(tmp_path, key):
+    file = tmp_path / "run" / "last.pth.tar"
+    new = {"output": str(tmp_path), "experiment": "run", key: str(file), "no_resume_opt": True}
+    with pytest.raises(UserError, match=f"{key}: .* lies in .*, where the new run begins"):
+        run_folder(config_from(new))
+    assert run_folder(config_from(new | {"experiment": "other"})) == tmp_path / "other"

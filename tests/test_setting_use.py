@@ -72,6 +72,11 @@ def test_settings_of_the_measurement_may_change_before_a_run_goes_on():
     assert _differences(then, config_from({})) == ["lr was 0.5 and is 0.01"]
 
 
+def test_an_older_word_of_a_checkpoint_is_no_difference():
+    then = config_from({}).as_dict() | {"engine": "event", "amp_dtype": "half"}  # the second is no valid one any more
+    assert _differences(then, config_from({"engine": "sparse"})) == ["amp_dtype was 'half' and is 'auto'"]
+
+
 def of(program):
     return {name for name, setting in SETTINGS.items() if setting.rules.only == program}
 

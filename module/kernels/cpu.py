@@ -14,9 +14,10 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from module.kernels import native
+from module.kernels.substitute import plain_class
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp", "winograd.cpp")
@@ -54,6 +55,24 @@ def why_unusable() -> str | None:
     except native.NativeError as error:
         return str(error)
     return None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels can compute `x`."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and why_unusable() is None
+
+
+def same_size_kernel(conv: nn.Module) -> int | None:
+    """k of a plain k x k convolution, k odd, that keeps the size of the map (stride 1, zeros around); else None."""
+    if plain_class(conv) is not nn.Conv2d:
+        return None
+    assert isinstance(conv, nn.Conv2d)
+    if (conv.groups, conv.padding_mode) != (1, "zeros"):
+        return None
+    k = conv.kernel_size[0]
+    expected = ((k, k), (1, 1), (k // 2, k // 2), (1, 1))
+    found = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return k if k % 2 and found == expected else None
 
 
 @functools.cache

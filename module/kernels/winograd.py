@@ -30,7 +30,7 @@ _FEWEST_CHANNELS = 64
 enabled = True
 
 
-def pays(weight: Tensor, dtype: torch.dtype) -> bool:
+def is_faster(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the functions below are the faster way for a convolution with `weight` and gradients of `dtype`."""
     return (
         enabled

@@ -66,7 +66,7 @@ def _write(file: Path, known: dict[str, float]) -> None:
 
 
 def _measure(C: int, M: int, kernel: int, pixels: int) -> float:
-    from module.sparse.ops import event_conv2d
+    from module.sparse.ops import sparse_conv2d
 
     side = max(1, min(8, int(pixels**0.5)))
     shape = (max(1, pixels // side**2), C, side, side)
@@ -82,8 +82,8 @@ def _measure(C: int, M: int, kernel: int, pixels: int) -> float:
         few, many = (spikes(rate) for rate in _RATES)
         calls: list[Callable[[], object]] = [
             lambda: F.conv2d(few, weight, padding=kernel // 2),
-            lambda: event_conv2d(few, weight, auto=False),
-            lambda: event_conv2d(many, weight, auto=False),
+            lambda: sparse_conv2d(few, weight, auto=False),
+            lambda: sparse_conv2d(many, weight, auto=False),
         ]
         times: list[list[float]] = [[], [], []]
         for turn in range(_ROUNDS + 1):

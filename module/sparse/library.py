@@ -21,19 +21,19 @@ LIBRARY = native.Library(
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 # name -> result, arguments; as declared in module/kernels/csrc/sparse
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "event_pack": (_I64, [_PTR, _I32, _I32, _I64, _I64, _I64, _PTR, _I32]),
-    "event_count": (_I64, [_PTR, _I64, _I32]),
-    "event_unpack": (None, [_PTR, _I64, _I64, _PTR, _I32]),
-    "event_pool": (None, [_PTR, _I64, _I64, _I64, _I64, _PTR, _I32]),
-    "event_pack_weights": (None, [_PTR, _I64, _I64, _I32, _PTR, _I32]),
-    "event_unpack_weights": (None, [_PTR, _I64, _I64, _I32, _PTR, _I32]),
-    "event_forward": (
+    "sparse_pack": (_I64, [_PTR, _I32, _I32, _I64, _I64, _I64, _PTR, _I32]),
+    "sparse_count": (_I64, [_PTR, _I64, _I32]),
+    "sparse_unpack": (None, [_PTR, _I64, _I64, _PTR, _I32]),
+    "sparse_pool": (None, [_PTR, _I64, _I64, _I64, _I64, _PTR, _I32]),
+    "sparse_pack_weights": (None, [_PTR, _I64, _I64, _I32, _PTR, _I32]),
+    "sparse_unpack_weights": (None, [_PTR, _I64, _I64, _I32, _PTR, _I32]),
+    "sparse_forward": (
         _I64,
         [_PTR, *[_I64] * 6, _I32, _PTR, _PTR, _PTR, _PTR, _I32, _PTR, _F32, _F32, _I32],
     ),
-    "event_weight_grad": (_I64, [_PTR, *[_I64] * 5, _I32, _PTR, _I32, _PTR, _I32]),
-    "event_lif": (None, [_PTR, *[_I64] * 4, _F32, _F32, _PTR, _I32]),
-    "event_attention": (_I64, [_PTR, _PTR, _PTR, *[_I64] * 4, _F32, _F32, _I32]),
+    "sparse_weight_grad": (_I64, [_PTR, *[_I64] * 5, _I32, _PTR, _I32, _PTR, _I32]),
+    "sparse_lif": (None, [_PTR, *[_I64] * 4, _F32, _F32, _PTR, _I32]),
+    "sparse_attention": (_I64, [_PTR, _PTR, _PTR, *[_I64] * 4, _F32, _F32, _I32]),
 }
 
 

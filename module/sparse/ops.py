@@ -1,6 +1,6 @@
 """Convolution of spikes by additions on a CPU, as torch operators.
 
-`event_conv2d` sums the weight rows of the active inputs where its input is sparse enough to pay, and computes
+`sparse_conv2d` sums the weight rows of the active inputs where its input is sparse enough to pay, and computes
 densely where it is not, or is not made of 0 and 1. The operators are opaque to `torch.compile`, have autograd
 formulas, and save one bit per spike for the backward pass.
 
@@ -21,7 +21,7 @@ from module.kernels import winograd
 from module.sparse.crossover import crossover
 from module.sparse.library import load
 
-# Of spikes, as module/kernels/csrc/sparse/event.h numbers them. Float64 is the reference's precision and stays dense.
+# Of spikes, as module/kernels/csrc/sparse/sparse.h numbers them. Float64 is the reference's precision and stays dense.
 SPIKE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 KERNELS = (1, 3)  # k of the k x k convolutions, stride 1, same size
@@ -48,7 +48,7 @@ def pack_spikes(x: Tensor) -> tuple[Tensor, int]:
         x = x.contiguous()
     bits = torch.empty(N * H * W, (C + 63) // 64, dtype=torch.int64)
     threads = torch.get_num_threads()
-    count = load().event_pack(
+    count = load().sparse_pack(
         pointer(x), SPIKE_DTYPES[x.dtype], int(channels_last), N, H * W, C, pointer(bits), threads
     )
     return bits, count
@@ -57,7 +57,7 @@ def pack_spikes(x: Tensor) -> tuple[Tensor, int]:
 def unpack_spikes(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Bits -> float32 spikes of `shape` `[N, C, H, W]`, channels-last."""
     x = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
-    load().event_unpack(pointer(bits), len(bits), shape[1], pointer(x), torch.get_num_threads())
+    load().sparse_unpack(pointer(bits), len(bits), shape[1], pointer(x), torch.get_num_threads())
     return x
 
 
@@ -66,7 +66,7 @@ def pack_weight(weight: Tensor) -> Tensor:
     M, C, k, _ = weight.shape
     packed = torch.empty(-(-M // 32) * k * k * C * 32, dtype=torch.float32)
     dense = weight.detach().to(torch.float32, memory_format=torch.contiguous_format)
-    load().event_pack_weights(pointer(dense), M, C, k * k, pointer(packed), torch.get_num_threads())
+    load().sparse_pack_weights(pointer(dense), M, C, k * k, pointer(packed), torch.get_num_threads())
     return packed
 
 
@@ -79,7 +79,7 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
 
 
 @torch.library.custom_op("sdt::event_conv2d", mutates_args=(), device_types="cpu")
-def _event_conv2d(
+def _sparse_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype, auto: bool, bf16_input_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     N, C, H, W = x.shape
@@ -92,14 +92,14 @@ def _event_conv2d(
         return _dense(x, weight, bias, out_dtype), bits, torch.tensor([count, 0])
     out = torch.empty((N, M, H, W), dtype=out_dtype, memory_format=torch.channels_last)
     packed, bias = pack_weight(weight), None if bias is None else bias.detach().float().contiguous()
-    additions = load().event_forward(
+    additions = load().sparse_forward(
         *(pointer(bits), 1, N, H, W, C, M, k * k, pointer(packed), pointer(bias), None),
         *(pointer(out), SPIKE_DTYPES[out_dtype], None, 0.0, 0.0, torch.get_num_threads()),
     )
     return out, bits, torch.tensor([count, checked(additions)])
 
 
-@_event_conv2d.register_fake
+@_sparse_conv2d.register_fake
 def _(x, weight, bias, out_dtype, auto, bf16_input_grad):  # type: ignore[no-untyped-def]
     N, C, H, W = x.shape
     out = torch.empty((N, weight.shape[0], H, W), dtype=out_dtype, device=x.device, memory_format=torch.channels_last)
@@ -108,24 +108,24 @@ def _(x, weight, bias, out_dtype, auto, bf16_input_grad):  # type: ignore[no-unt
 
 
 @torch.library.custom_op("sdt::event_weight_grad", mutates_args=(), device_types="cpu")
-def event_weight_grad(bits: Tensor, grad: Tensor, channels: int, kernel: int) -> Tensor:
+def sparse_weight_grad(bits: Tensor, grad: Tensor, channels: int, kernel: int) -> Tensor:
     """The weight gradient `[M, C, k, k]`, float32: rows of `grad` `[N, M, H, W]` summed over the active inputs."""
     N, M, H, W = grad.shape
     grad = grad.contiguous(memory_format=torch.channels_last)
     packed = torch.empty(-(-M // 32) * kernel**2 * channels * 32)
     threads = torch.get_num_threads()
     checked(
-        load().event_weight_grad(
+        load().sparse_weight_grad(
             *(pointer(bits), N, H, W, channels, M, kernel**2, pointer(grad)),
             *(SPIKE_DTYPES[grad.dtype], pointer(packed), threads),
         )
     )
     out = torch.empty(M, channels, kernel, kernel)
-    load().event_unpack_weights(pointer(packed), M, channels, kernel**2, pointer(out), threads)
+    load().sparse_unpack_weights(pointer(packed), M, channels, kernel**2, pointer(out), threads)
     return out
 
 
-@event_weight_grad.register_fake
+@sparse_weight_grad.register_fake
 def _(bits, grad, channels, kernel):  # type: ignore[no-untyped-def]
     return grad.new_empty((grad.shape[1], channels, kernel, kernel), dtype=torch.float32)
 
@@ -133,7 +133,7 @@ def _(bits, grad, channels, kernel):  # type: ignore[no-untyped-def]
 def _input_grad(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Dense: a surrogate gradient reaches every input, fired or not."""
     grad, weight = grad.to(dtype), weight.to(dtype)
-    if winograd.pays(weight, dtype):
+    if winograd.is_faster(weight, dtype):
         return winograd.input_grad(grad, weight)
     if weight.shape[-1] == 1:
         return (grad.permute(0, 2, 3, 1) @ weight.flatten(1)).permute(0, 3, 1, 2)
@@ -166,10 +166,10 @@ def _backward(ctx, grad, grad_bits, grad_stats):  # type: ignore[no-untyped-def]
     return grad_x, grad_weight, grad_bias, None, None, None
 
 
-_event_conv2d.register_autograd(_backward, setup_context=_setup_context)
+_sparse_conv2d.register_autograd(_backward, setup_context=_setup_context)
 
 
-def event_conv2d(
+def sparse_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -199,8 +199,8 @@ def event_conv2d(
     return out, stats
 
 
-def event_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: bool | torch.dtype) -> Tensor:
-    """`F.linear(x, weight, bias)` for spikes `[*, C]` on a CPU; options as of `event_conv2d`."""
+def sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: bool | torch.dtype) -> Tensor:
+    """`F.linear(x, weight, bias)` for spikes `[*, C]` on a CPU; options as of `sparse_conv2d`."""
     pixels = x.reshape(-1, x.shape[-1], 1, 1)
-    out, _ = event_conv2d(pixels, weight[:, :, None, None], bias, **options)  # type: ignore[arg-type]
+    out, _ = sparse_conv2d(pixels, weight[:, :, None, None], bias, **options)  # type: ignore[arg-type]
     return out.reshape(*x.shape[:-1], len(weight))

@@ -18,7 +18,7 @@ from utils.config.settings import SETTINGS
 from utils.errors import did_you_mean
 
 _HELP = ("-h", "--help")
-_METAVARS = {int: "N", float: "X", str: "TEXT", bool: ""}
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "", dict: "NAME=VALUE"}
 _HELP_COLUMN = 30
 
 
@@ -98,7 +98,7 @@ def _help_entry(setting: Setting, others: Sequence[Setting], width: int) -> list
         metavar = "NAME"
     options = [option for each in (setting, *others) for option in _options(each)]
     head = "  " + ", ".join(options) + (f" {metavar}" if metavar else "")
-    if setting.is_list:
+    if setting.takes_many:
         head += f" [{metavar} ...]" if len(rules.lengths) != 1 else f" {metavar}" * (rules.lengths[0] - 1)
     text = rules.help
     if metavar == "NAME":
@@ -149,11 +149,11 @@ def _most_values(setting: Setting | None) -> int:
         return 1  # most options take one
     if setting.kind is bool:
         return 0
-    return 10**6 if setting.is_list else 1
+    return 10**6 if setting.takes_many else 1
 
 
 def _value(setting: Setting, values: list[str]) -> str | list[str] | None:
-    if not setting.is_list:
+    if not setting.takes_many:
         return values[0]
     return None if setting.optional and values in (["null"], ["none"], ["None"]) else values
 

@@ -5,6 +5,7 @@ In names, a hyphen equals an underscore. All problems of file and command line c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -48,7 +49,9 @@ class _Draft:
 
     def read(self, name: str, value: Any, place: str, source: Source) -> None:
         try:
-            self.values[name] = SETTINGS[name].read(value, text=source is Source.COMMAND_LINE)
+            result = SETTINGS[name].read(value, text=source is Source.COMMAND_LINE)
+            again = source is self.sources.get(name) and SETTINGS[name].rules.repeats
+            self.values[name] = self.values.get(name, []) + result if again else result
         except ValueError as error:
             self.problems.append(f"{place}: {error}")
             self.unreadable.add(name)
@@ -194,9 +197,12 @@ def to_yaml(cfg: Config) -> str:
 
 
 def _scalar_or_flow(value: Any) -> str:
-    # Strings in quotes: "0011" and "1e5" must not come back as numbers.
+    # Strings in quotes: "0011" and "1e5" must not come back as numbers. Lists and mappings are written as JSON, which
+    # is YAML and has each string in quotes.
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
     style = '"' if isinstance(value, str) else None
-    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=10**6, allow_unicode=True)
+    text: str = yaml.safe_dump(value, default_style=style, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 
 

@@ -31,7 +31,7 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         value = getattr(cfg, name)
         if setting.rules.no_effect and value != setting.default:
             yield Finding((name,), f"{name} {shown(value)} has no effect: {setting.rules.no_effect}")
-    if cfg.dataset not in EVENT_DATASETS:
+    if cfg.dataset not in EVENT_DATASETS and not cfg.plugin:  # a plugin may bring event data
         for name in (*EVENT_DATA, *EVENT_AUGMENTATIONS):
             if getattr(cfg, name) != SETTINGS[name].default:
                 message = f"{name} {shown(getattr(cfg, name))} has no effect: dataset {cfg.dataset} holds images"
@@ -62,6 +62,8 @@ def _unavailable(cfg: Config) -> Iterator[Finding]:
 
 
 def _model(cfg: Config) -> Iterator[Finding]:
+    if cfg.plugin:
+        return  # a plugin may bring another model; each model checks its sizes when it is built
     if cfg.dim % 8:
         yield Finding(
             ("dim",), f"dim {cfg.dim} is not divisible by 8 (patch splitting starts from dim / 8 channels); "
@@ -87,7 +89,7 @@ def _pixels(cfg: Config) -> Iterator[Finding]:
             ("input_size", "img_size"),
             f"input_size {cfg.input_size} and img_size {cfg.img_size} disagree; give only one of them",
         )
-    factor = 2 ** cfg.pooling_stat.count("1")
+    factor = 1 if cfg.plugin else 2 ** cfg.pooling_stat.count("1")  # as in _model
     sides = {"img_size": [cfg.img_size or 0], "input_size": (cfg.input_size or [])[1:]}
     for name, values in sides.items():
         for side in sorted({side for side in values if side % factor}):
@@ -181,11 +183,12 @@ def _training(cfg: Config) -> Iterator[Finding]:
             f"warmup_epochs {cfg.warmup_epochs} leaves nothing of epochs {cfg.epochs}; "
             f"use warmup_epochs {cfg.epochs - 1} or less, or more epochs",
         )
-    if cfg.resume and cfg.initial_checkpoint:
+    starts = [name for name in ("resume", "initial_checkpoint", "initial_partial") if getattr(cfg, name)]
+    if len(starts) > 1:
         yield Finding(
-            ("initial_checkpoint", "resume"),
-            f"resume {cfg.resume} and initial_checkpoint {cfg.initial_checkpoint} exclude each other; "
-            "use resume to continue a run, initial_checkpoint to start a new one",
+            tuple(reversed(starts)),
+            f"{' and '.join(f'{name} {getattr(cfg, name)}' for name in starts)} exclude each other; use resume to "
+            "continue a run, initial_checkpoint to start a new one, initial_partial to start one from what fits",
         )
     if cfg.sync_bn and cfg.split_bn:
         yield Finding(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from utils.config.field import setting, settings_of
@@ -60,6 +61,8 @@ class Config:
     log_interval: int = _run(100, "steps between two log lines", low=1)
     eval_metric: str = _run("top1", "metric that picks the best checkpoint", choices=("loss", "top1", "top5"),
                             only=TRAIN)
+    plugin: list[str] | None = _run(None, "Python file that is imported before the model is built and may register "
+                                    "neurons, models and data sets: docs/extending.md", repeats=True)
     log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)", only=TRAIN)
 
     model: str = _model("sdt", "registered model name")
@@ -78,8 +81,12 @@ class Config:
     torchscript: bool = _model(False, "compile with TorchScript", unavailable="neurons keep a state that cannot be "
                                "scripted, and torch is giving TorchScript up; use --compile")
 
-    spike_mode: str = _neuron("lif", "neuron: leaky integrate-and-fire, or with a learnable time constant",
-                              choices=("lif", "plif"))
+    spike_mode: str = _neuron("lif", "neuron: lif, plif (learnable time constant), if, klif, qif, eif, izhikevich, or "
+                              "one that a plugin registers")
+    surrogate: str = _neuron("sigmoid", "surrogate gradient of the spike: sigmoid, atan, erf, soft_sign, "
+                             "piecewise_quadratic or piecewise_exp")
+    surrogate_alpha: float = _neuron(4.0, "steepness of the surrogate gradient", above=0)
+    neuron_args: dict[str, Any] | None = _neuron(None, "further arguments of the neuron, by name")
     neuron_backend: str = _neuron("auto", "kernels (auto: the fastest measured, cpp on a CPU; on CUDA cupy "
                                   "where it works)", choices=("auto", "cupy", "torch", "cpp", "triton", "lean"))
     neuron_dtype: str = _neuron("float32", "membrane state under mixed precision (published runs: input, "
@@ -216,8 +223,11 @@ class Config:
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)
-    engine: str = _device("dense", "convolutions on a CPU (event: additions of the weights of active inputs; "
-                          "auto: event or dense per layer, whichever is faster)", choices=("auto", "dense", "event"))
+    kernels: str = _device("auto", "auto: replace parts of the model by faster ones that were checked to compute the "
+                           "same; plain: run the model as it is written", choices=("auto", "plain"))
+    engine: str = _device("dense", "convolutions on a CPU (sparse: additions of the weights of active inputs; "
+                          "auto: sparse or dense per layer, whichever is faster)",
+                          choices=("auto", "dense", "sparse"), synonyms={"event": "sparse"})
     bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32", only=TRAIN)
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
@@ -228,6 +238,8 @@ class Config:
                               "--experiment, if there is one)")
     no_resume_opt: bool = _checkpoint(False, "resume: weights only, without the optimizer and loop state")
     initial_checkpoint: str = _checkpoint("", "checkpoint whose weights a new run starts from", only=TRAIN)
+    initial_partial: str = _checkpoint("", "checkpoint from which a new run takes the weights that fit by name and "
+                                       "shape; the others are listed", only=TRAIN)
     checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1, only=TRAIN)
     recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0,
                                          only=TRAIN)
@@ -284,6 +296,11 @@ class Config:
     def mixes(self) -> bool:
         """Whether training batches are mixed, by mixup or cutmix."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
+    def plugin_modules(self) -> tuple[str, ...]:
+        """The names under which the plugins are imported."""
+        return tuple(Path(path).stem for path in self.plugin or ())
 
     def as_dict(self) -> dict[str, Any]:
         """Name and value of each setting but `config`: plain data, valid for `config_from`."""

@@ -3,7 +3,7 @@
 Samples are (image, class index). The image is a PIL image until the transform, then a tensor [C, H, W]. Event data
 (utils.events.dataset) brings frames [T, C, H, W] instead.
 
-A new set of images is one more row of `DATASETS`, or a call of `register_dataset` in a file of its own.
+A new set of images is one more row of `DATASETS`, or a plugin (utils.data.register).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def build_datasets(cfg: Config) -> tuple[ImageSet, ImageSet]:
 def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     """Open one split. With `aug_splits`, a training sample's image is a tuple of that many tensors."""
     facts, settings = dataset_facts(cfg.dataset), resolve_data(cfg)
-    if facts.open is None:
-        return build_events(cfg, settings.input_size, training=training)
     dataset = facts.open(cfg, training)
+    if facts.events:
+        return dataset
     classes = len(_class_names(dataset))
     if classes:
         check_classes(cfg, classes)
@@ -151,7 +151,13 @@ def _missing(cfg: Config, what: str, error: BaseException, remedy: str) -> UserE
 def _events(source: EventSource) -> DatasetFacts:
     # Counts of two polarities, not normalised. A mirrored gesture is another one.
     size, classes = source.image_size, len(source.classes)
-    return DatasetFacts(None, classes, 2, size, (0.0, 0.0), (1.0, 1.0), crop_pct=1.0, mirrors=False)
+    return DatasetFacts(
+        _open_events, classes, 2, size, (0.0, 0.0), (1.0, 1.0), crop_pct=1.0, mirrors=False, events=True
+    )
+
+
+def _open_events(cfg: Config, training: bool) -> ImageSet:
+    return build_events(cfg, resolve_data(cfg).input_size, training=training)
 
 
 FOLDER = DatasetFacts(open_folder, is_imagenet=True)
@@ -176,17 +182,6 @@ _BY_PREFIX = {"hfds": DatasetFacts(_open_hub), "wds": DatasetFacts(open_split_sh
 _STREAMING = ("hfids", "tfds")
 
 
-def register_dataset(name: str, facts: DatasetFacts) -> None:
-    """Let the setting `dataset` take `name`.
-
-    Raises:
-        ValueError: there is a data set of that name.
-    """
-    if name in DATASETS:
-        raise ValueError(f"there is a data set {name!r} already; give this one another name")
-    DATASETS[name] = facts
-
-
 def dataset_facts(name: str) -> DatasetFacts:
     """Look `name` up.
 
@@ -206,7 +201,10 @@ def dataset_facts(name: str) -> DatasetFacts:
             f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
         )
     valid = [*filter(None, DATASETS), *(f"torch/{known}" for known in _TORCH_SETS), "hfds/<name>", "wds/<name>"]
-    raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(valid)}{did_you_mean(name, valid)}")
+    raise UserError(
+        f"dataset: {name!r} is unknown; valid: {', '.join(valid)}, or one that a --plugin registers"
+        f"{did_you_mean(name, valid)}"
+    )
 
 
 def resolve_data(cfg: Config) -> DataSettings:

@@ -32,20 +32,17 @@ class ImageSet(Protocol):
 class DatasetFacts:
     """What is known of a data set before its files are opened. None: it depends on the files or on the settings."""
 
-    # Opens the training split (True) or the evaluation split (False), without a transform; None for event data.
-    open: Callable[[Config, bool], ImageSet] | None
+    # Opens the training split (True) or the evaluation split (False): images without a transform, events with theirs.
+    open: Callable[[Config, bool], ImageSet]
     classes: int | None = None
     channels: int | None = None
-    image_size: int = 224  # pixels, if img_size is not given
+    image_size: int | tuple[int, int] = 224  # pixels, side or height and width, if img_size is not given
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # per channel, of values in 0..1
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     crop_pct: float = 0.875  # evaluation: share of the resized image that the centre crop keeps
     mirrors: bool = True  # a mirrored image keeps its class
     is_imagenet: bool = False  # may be evaluated at 288 pixels (large_valid)
-
-    @property
-    def events(self) -> bool:
-        return self.open is None
+    events: bool = False  # frames of events [T, 2, H, W] instead of images
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,8 @@ def resolve(cfg: Config, facts: DatasetFacts) -> DataSettings:
 
 def _input_size(cfg: Config, facts: DatasetFacts) -> tuple[int, int, int]:
     if cfg.input_size is None:
-        side = cfg.img_size or facts.image_size
-        return cfg.in_channels, side, side
+        size = cfg.img_size or facts.image_size
+        return (cfg.in_channels, size, size) if isinstance(size, int) else (cfg.in_channels, *size)
     channels, height, width = cfg.input_size
     return channels, height, width
 

@@ -11,6 +11,7 @@ interruption. That holds bit for bit on one machine with the same versions of th
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from utils.data.datasets import build_dataset, build_datasets, dataset_facts, re
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.facts import DataSettings, ImageSet
 from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
-from utils.data.workers import tie_to_the_main_process
+from utils.data.workers import start_worker
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _device_loader(
         batch_sampler=batches,
         num_workers=cfg.workers,
         collate_fn=collate,
-        worker_init_fn=tie_to_the_main_process,
+        worker_init_fn=functools.partial(start_worker, plugins=cfg.plugin_modules),
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
         # The loader draws a seed at each start: from this generator, not from the random state of the run.

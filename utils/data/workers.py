@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import multiprocessing.util  # before the registration below: its own must run after it
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 
 def tie_to_the_main_process(worker: int) -> None:
@@ -18,6 +20,13 @@ def tie_to_the_main_process(worker: int) -> None:
     # When the main process is killed, its workers do not end by themselves. torch and Linux can watch the parent of a
     # worker; but that may be the fork server, which ends only after its workers.
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def start_worker(worker: int, plugins: Sequence[str] = ()) -> None:
+    """Tie a worker to the main process, and import the modules `plugins`: a worker that was not forked lacks them."""
+    tie_to_the_main_process(worker)
+    for name in plugins:
+        importlib.import_module(name)
 
 
 def _end_with_the_main_process() -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from utils.measure.energy import Cost, EnergyRow
-from utils.measure.sdt.shape import SdtShape
 from utils.measure.synapse_counts import Counts
 
 EXTRAS = ("neurons", "residual", "batchnorm", "memory")
 
 
 def extra_rows(
-    names: Iterable[str], counts: Counts, cost: Cost, *, shape: SdtShape | None, memory_pJ_per_byte: float
+    names: Iterable[str], counts: Counts, cost: Cost, *, residual_additions: int | None, memory_pJ_per_byte: float
 ) -> list[EnergyRow]:
     """One row per name in `EXTRAS`, per sample.
 
+    Args:
+        residual_additions: additions of shortcuts in one time step; None if they are not known.
+
     Raises:
-        ValueError: an unknown name, or `residual` for a model whose shortcuts are not known.
+        ValueError: an unknown name, or `residual` without a number of additions.
     """
     rows = []
     T = counts.time_steps
@@ -29,9 +31,9 @@ def extra_rows(
             operations = float(T * sum(counts.neurons_per_step.values()))
             rows.append(_row(name, "update", operations, cost.mac, "one MAC per neuron and step"))
         elif name == "residual":
-            if shape is None:
-                raise ValueError("extra 'residual' needs a model of the registry, whose shortcuts are known")
-            operations = float(T * shape.residual_additions_per_step())
+            if residual_additions is None:
+                raise ValueError("extra 'residual' needs a model of a known family, whose shortcuts can be counted")
+            operations = float(T * residual_additions)
             rows.append(_row(name, "AC", operations, cost.ac, "one addition per element of a membrane shortcut"))
         elif name == "batchnorm":
             operations = float(T * sum(counts.norms_per_step.values()))

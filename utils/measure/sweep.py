@@ -28,7 +28,7 @@ class SweepPoint:
     time_steps: int
     top1_percent: float
     top5_percent: float
-    mean_firing_rate: float
+    mean_firing_rate: float | None  # None for a model without spike tensors
     energy_mJ: float
     mode: str
     first_conv: str
@@ -57,16 +57,34 @@ def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
     ]
 
 
+def why_no_sweep(measurement: Measurement, time_steps: list[int]) -> str:
+    """Why the model cannot be run at each of `time_steps`; empty if it can. Found out on made-up samples.
+
+    Raises:
+        UserError: a number of time steps with which it fails.
+    """
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            ran = measurement.rehearse().time_steps
+        if ran != T:
+            return f"asked for {T} time steps, the model ran {ran} (for images, its attribute T must set them)"
+    return ""
+
+
 @contextlib.contextmanager
 def _time_steps(measurement: Measurement, T: int) -> Iterator[None]:
     """Let settings and model have T time steps for a while."""
-    cfg, shown = measurement.cfg, measurement.model.T
+    cfg, model = measurement.cfg, measurement.model
+    shown = getattr(model, "T", None)
     measurement.cfg = replace(cfg, time_steps=T)
-    measurement.model.T = T  # type: ignore[assignment]
+    if shown is not None:
+        model.T = T  # type: ignore[assignment]
     try:
         yield
     finally:
-        measurement.cfg, measurement.model.T = cfg, shown
+        measurement.cfg = cfg
+        if shown is not None:
+            model.T = shown
 
 
 def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
@@ -79,7 +97,9 @@ def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]
     for T in time_steps:
         with _time_steps(measurement, T):
             samples[T], _ = measurement.first_batch(1)
-            _run(measurement.model, samples[T], measurement.precision)  # the first call pays for caches and kernels
+            _run(
+                measurement.model, samples[T], measurement.precision
+            )  # the first call also fills caches and builds kernels
     started = time.perf_counter()
     for done in range(_ROUNDS[1]):
         if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:

@@ -58,6 +58,7 @@ class SumCount:
     samples: int
     inputs_per_step: int  # elements of one sample
     nonzero: list[int]
+    is_binary: bool = True  # every element was 0 or 1
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Counts:
 class Call:
     """One call of a module: counts stay on the device, sizes are those of the whole call."""
 
-    counts: Tensor  # [2, *leading]: non-zero inputs, operations really needed
+    counts: Tensor | None  # [3, *leading]: inputs that are not 0, operations really needed, inputs that are 1
     macs: int
     inputs: int
     outputs: int
 
 
-def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tuple[Call, Tensor]:
-    """The counts of one call of a layer in `COUNTED`, and the number of inputs that are exactly 1.
+def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> Call:
+    """The counts of one call of a layer in `COUNTED`.
 
     An operation is a pair of a non-zero input and a weight it meets: a spike at the border of a padded 3x3 conv
     meets fewer than nine taps per channel. With `exact` off the operations are left at 0.
@@ -102,8 +103,8 @@ def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tu
         taps = place_taps(module, tuple(x.shape[-len(module.kernel_size) :])) if exact else None
     rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
     nonzero, ones, products = count_values(rows, taps)
-    counts = torch.stack([nonzero, products * fan_out if exact else torch.zeros_like(nonzero)])  # [2, rows]
-    return Call(counts.unflatten(1, leading or (1,)), macs, x.numel(), output.numel()), ones.sum()
+    counts = torch.stack([nonzero, products * fan_out if exact else torch.zeros_like(nonzero), ones])  # [3, rows]
+    return Call(counts.unflatten(1, leading or (1,)), macs, x.numel(), output.numel())
 
 
 def count_values(rows: Tensor, taps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,26 +171,15 @@ def _axis_taps(n: int, k: int, stride: int, dilation: int, before: int, after: i
     return tuple(taps)
 
 
-def per_step(name: str, calls: Sequence[Call], T: int, B: int, stepwise: bool) -> Tensor:
-    """The counts of one batch of B samples by time step, `[2, steps]`; steps is T, or 1 before time begins.
+def per_step(calls: Sequence[Call], T: int, B: int, stepwise: bool) -> Tensor:
+    """The counts of one batch of B samples by time step, `[3, steps]`.
 
-    Raises:
-        ValueError: the shapes do not tell the time step of each element.
+    Steps is T. It is 1 for a layer that runs before time begins, and where the shapes do not tell the time step.
     """
+    counts = [call.counts for call in calls if call.counts is not None]
     if stepwise:  # a call is one step (or a part of it, for a layer that is used several times)
-        steps = 1 if len(calls) == 1 else T
-        if len(calls) % steps:
-            raise ValueError(f"{name} was called {len(calls)} times in {T} time steps: no telling which step is which")
-        rows = torch.stack([call.counts.flatten(1).sum(dim=1) for call in calls], dim=1)  # [2, calls]
-        return rows.reshape(2, steps, -1).sum(dim=2)
-    steps = _steps_of(name, tuple(calls[0].counts.shape[1:]), T, B)
-    return torch.stack([call.counts.reshape(2, steps, -1).sum(dim=2) for call in calls]).sum(dim=0)
-
-
-def _steps_of(name: str, leading: tuple[int, ...], T: int, B: int) -> int:
-    """How many time steps a tensor with these leading dimensions holds; time is the outermost dimension."""
-    if leading[:2] == (T, B) or leading[0] % (T * B) == 0:  # [T, B, ...], [T*B, ...] or [T*B*N]
-        return T
-    if leading[0] == B:
-        return 1
-    raise ValueError(f"{name}: an input with leading sizes {list(leading)} fits neither T={T} and B={B} nor B alone")
+        rows = torch.stack([part.flatten(1).sum(dim=1) for part in counts], dim=1)  # [3, calls]
+        return rows.reshape(3, 1 if len(counts) == 1 or len(counts) % T else T, -1).sum(dim=2)
+    # Time is the outermost dimension: [T, B, ...], [T*B, ...] or [T*B*N].
+    timed = all(part.shape[1:3] == (T, B) or part.shape[1] % (T * B) == 0 for part in counts)
+    return torch.stack([part.reshape(3, T if timed else 1, -1).sum(dim=2) for part in counts]).sum(dim=0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from utils.measure.energy import EnergyReport
+from utils.measure.energy import EnergyReport, EnergyRow
 from utils.measure.firing import FiringRow
 from utils.report.tables import energy as energy_text
 from utils.run.plot_style import BLUE, GREEN, ORANGE, VERMILION, plain
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from utils.measure.sweep import SweepPoint
 
 _STEP_COLOURS = [BLUE, ORANGE, GREEN, VERMILION]
+
+
+def _label(row: FiringRow | EnergyRow) -> str:
+    return f"{row.name}   ({row.paper_name})" if row.paper_name else row.name
 
 
 def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
@@ -30,7 +34,7 @@ def draw_firing_rates(rows: list[FiringRow], target: Path, title: str) -> None:
         colour = _STEP_COLOURS[t % len(_STEP_COLOURS)]
         label = f"t = {t + 1}" if steps <= len(_STEP_COLOURS) else None
         axes.plot([row.rate[t] for row in rows], places, "o", color=colour, markersize=3.5, label=label)
-    axes.set_yticks(places, [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(places, [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title=title, xlabel="firing rate (spikes per element and time step)")
@@ -52,7 +56,7 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     for i, row in enumerate(rows):
         share = f"  {row.energy_pJ / (report.total_pJ or 1):.1%}"
         axes.text(row.energy_pJ / factor, i, share, va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), [f"{row.name}   ({row.paper_name})" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing else. No script, no network, pictures inside; light and dark by the reader.
+"""report.html: one page in one file, without scripts or network, pictures inside; light or dark as the browser asks.
 
 Charts are HTML boxes with sizes in percent, so that they fit any width and stay text.
 """
@@ -12,8 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from utils.measure.energy import PJ_PER_MJ, EnergyReport
-from utils.measure.firing import FiringRow, rate_cells
-from utils.report.report import Report, layer_cells, sweep_cells, tables, total_cells
+from utils.measure.firing import FiringRow
+from utils.report import tables
+from utils.report.report import Report, layer_cells, part_cells, rate_cells, sweep_cells, total_cells
 
 _E = html.escape
 
@@ -26,18 +27,24 @@ def write_html(path: Path, report: Report) -> None:
     tiles = [
         (f"{accuracy.top1:.2f}%", f"top-1 of {accuracy.samples:,} samples"),
         (tables.energy(m.energy.total_pJ), f"per sample, mode {m.energy.mode}, first conv {first_conv}"),
-        (f"{m.mean_firing_rate:.3f}", f"mean firing rate, T = {m.counts.time_steps}"),
-        (tables.ratio(m.twin.ratio), f"energy of the ANN twin ({tables.energy(m.twin.energy_pJ)})"),
+        (tables.rate(m.mean_firing_rate, 3), f"mean firing rate, T = {m.counts.time_steps}"),
     ]
+    if compared := m.compare(m.energy):
+        twin, _ = compared
+        tiles.append((tables.ratio(twin.ratio), f"energy of the ANN twin ({tables.energy(twin.energy_pJ)})"))
     parts = [
         f"<header><h1>{_E(report.title)}</h1><p>{_E(_subtitle(report))}</p></header>",
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{_E(value)}</b><span>{_E(text)}</span></div>' for value, text in tiles)
         + "</div>",
         _section("What it costs", _totals(report)),
-        _section("Energy by layer", _energy_chart(m.energy) + _details("All numbers", _table(*layer_cells(m.energy)))),
-        _section("What fires", _rate_chart(m.firing) + _details("All numbers", _table(*rate_cells(m.firing)))),
     ]
+    if m.energy.rows:
+        table = _details("All numbers", _table(*layer_cells(m.energy)))
+        parts.append(_section("Energy by layer", _energy_chart(m.energy) + table))
+    if m.firing:
+        table = _details("All numbers", _table(*rate_cells(m.firing)))
+        parts.append(_section("What fires", _rate_chart(m.firing) + table))
     if report.attention_maps:
         parts.append(_section("Where attention looks", _maps(report, path.parent)))
     if report.sweep:
@@ -47,6 +54,10 @@ def write_html(path: Path, report: Report) -> None:
         lines = "<br>".join(_E(line) for line in report.verification.lines())
         text = f"<p><b>{good}</b>, on {report.verification.samples} samples:</p><p>{lines}</p>"
         parts.append(_section("Proof", text))
+    if report.parts:
+        parts.append(_section("How each part ran", _table(*part_cells(report.parts))))
+    if m.notes:
+        parts.append(_section("Notes", "".join(f"<p>{_E(note)}</p>" for note in m.notes)))
     parts.append(_section("To copy", _to_copy(report)))
     parts.append(_section("This run", _table(["", ""], _provenance(report))))
     style = files("utils.report").joinpath("report.css").read_text()
@@ -61,12 +72,8 @@ def write_html(path: Path, report: Report) -> None:
 
 
 def _subtitle(report: Report) -> str:
-    shape = report.measured.shape
-    blocks = f"{shape.depths} block" + "s" * (shape.depths > 1)
-    return (
-        f"{blocks}, D = {shape.embed_dims}, {shape.height} x {shape.width} pixels, "
-        f"T = {report.measured.counts.time_steps}"
-    )
+    m = report.measured
+    return f"{m.family.description + ', ' if m.family else ''}T = {m.counts.time_steps}"
 
 
 def _section(title: str, content: str) -> str:
@@ -86,13 +93,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _totals(report: Report) -> str:
     m = report.measured
-    notes = [
-        f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.",
-        "exact: operations really needed. formula: MACs x rate of what enters. paper: the conventions of the paper's "
-        "supplement S1, which charges q, k and v at the rate of their outputs.",
-        f"ANN twin: the same layers with real values, one pass, attention counted as {m.twin.formula}.",
-        *m.energy.notes,
-    ]
+    modes = "exact: operations really needed. formula: MACs x rate of what enters."
+    notes = [f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.", modes]
+    if m.family and (compared := m.compare(m.energy)):
+        notes[1] += f" {m.family.paper_mode}"
+        formula = compared[0].formula
+        notes.append(f"ANN twin: the same layers with real values, one pass, attention counted as {formula}.")
+    notes += m.energy.notes
     if m.energy.other_first_conv_mJ is not None:
         other = tables.energy(m.energy.other_first_conv_mJ * PJ_PER_MJ)
         notes.insert(1, f"With first conv {m.energy.other_first_conv}: {other}.")
@@ -117,7 +124,7 @@ def _energy_chart(report: EnergyReport) -> str:
 
 
 def _rate_chart(rows: Sequence[FiringRow]) -> str:
-    steps = len(rows[0].rate)
+    steps = max(len(row.rate) for row in rows)
     top = max(max(row.rate) for row in rows) or 1.0
     lines = []
     for row in rows:
@@ -161,17 +168,18 @@ def _maps(report: Report, folder: Path) -> str:
 
 def _to_copy(report: Report) -> str:
     m = report.measured
-    header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting", "ANN (mJ)"]
-    mode = f"{m.energy.mode}, first conv {m.energy.first_conv}"
+    header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting"]
     numbers = [
-        f"SDT {m.shape.depths}-{m.shape.embed_dims}",
+        m.family.title if m.family else report.facts["config"]["model"],
         str(m.counts.time_steps),
         f"{m.accuracy.top1:.2f}",
-        f"{m.mean_firing_rate:.4f}",
+        tables.rate(m.mean_firing_rate, 4),
         f"{m.energy.total_mJ:.4g}",
-        mode,
-        f"{m.twin.energy_mJ:.4g}",
+        f"{m.energy.mode}, first conv {m.energy.first_conv}",
     ]
+    if compared := m.compare(m.energy):
+        header.append("ANN (mJ)")
+        numbers.append(f"{compared[0].energy_mJ:.4g}")
     return (
         f"<h3>Markdown</h3><pre>{_E(tables.markdown(header, [numbers]))}</pre>"
         f"<h3>LaTeX</h3><pre>{_E(tables.latex(header, [numbers]))}</pre>"

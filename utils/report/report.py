@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.measure import firing
 from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport, EnergyRow
-from utils.measure.sdt.ann_twin import ann_twin, compare_attention
 from utils.report import tables
 
 if TYPE_CHECKING:
+    from utils.measure.firing import FiringRow
     from utils.measure.measurement import Measured
     from utils.measure.sweep import SweepPoint
     from utils.measure.verify import Verification
 
 SCHEMA = "sdt-report/1"
+_PART_KEYS = ("part", "count", "runs_as", "why_not_faster")
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Report:
     verification: Verification | None = None
     sweep: list[SweepPoint] = field(default_factory=list)
     attention_maps: list[str] = field(default_factory=list)  # file names
+    # How each part of the model ran: kind of part, how many, what ran, why nothing faster.
+    parts: list[tuple[str, int, str, str]] = field(default_factory=list)
 
     def accuracy_line(self) -> str:
         found = self.measured.accuracy
@@ -45,22 +49,26 @@ class Report:
     def sections(self) -> list[tuple[str, str]]:
         """Title and text of each section, for the terminal."""
         m = self.measured
-        found = [
-            ("Accuracy", self.accuracy_line()),
-            ("Firing rates", tables.terminal(*firing.rate_cells(m.firing))),
-            (f"Operations and energy per sample ({m.energy.accounting})", energy_table(m.energy)),
-            ("Totals per sample", totals_text(m)),
-        ]
+        found = [("Accuracy", self.accuracy_line())]
+        if m.firing:
+            found.append(("Firing rates", tables.terminal(*rate_cells(m.firing))))
+        found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_table(m.energy)))
+        found.append(("Totals per sample", totals_text(m)))
         if self.verification is not None:
             title = f"Spike-driven? ({self.verification.samples} samples)"
             found.append((title, "\n".join(self.verification.lines())))
         if self.sweep:
             found.append(("Sweep over time steps", tables.terminal(*sweep_cells(self.sweep), left=0)))
+        if self.parts:
+            found.append(("How each part ran", tables.terminal(*part_cells(self.parts), left=4)))
+        if m.notes:
+            found.append(("Notes", "\n".join(m.notes)))
         return found
 
     def as_dict(self) -> dict[str, Any]:
         m = self.measured
         accuracy = m.accuracy
+        twin, attention = m.compare(m.energy) or (None, None)
         return {
             "schema": SCHEMA,
             "title": self.title,
@@ -70,27 +78,31 @@ class Report:
             "loss": accuracy.loss,
             "time_steps": m.counts.time_steps,
             "mean_firing_rate": m.mean_firing_rate,
-            "model": m.shape.as_dict(),
+            "model": m.family and m.family.sizes,
             "tensors": [firing.as_dict(row) for row in m.firing],
             "energy": energy_dict(m.energy),
             "totals": [total_dict(m, report) for report in (m.energy, *m.others)],
-            "ann_twin": {
-                "attention": m.twin.convention,
-                "macs": m.twin.macs,
-                "energy_mJ": m.twin.energy_mJ,
-                "ratio": m.twin.ratio,
+            "ann_twin": twin
+            and {
+                "attention": twin.convention,
+                "macs": twin.macs,
+                "energy_mJ": twin.energy_mJ,
+                "ratio": twin.ratio,
             },
-            "self_attention": {
-                "attention": m.attention.convention,
-                "ann_pJ_per_block": m.attention.ann_pJ,
-                "spiking_pJ_per_block": m.attention.spiking_pJ,
-                "ratio": m.attention.ratio,
+            "self_attention": attention
+            and {
+                "attention": attention.convention,
+                "ann_pJ_per_block": attention.ann_pJ,
+                "spiking_pJ_per_block": attention.spiking_pJ,
+                "ratio": attention.ratio,
             },
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},
             "sweep": [asdict(point) for point in self.sweep],
             "attention_maps": self.attention_maps,
+            "parts": [dict(zip(_PART_KEYS, part, strict=True)) for part in self.parts],
+            "notes": m.notes,
             **self.facts,
         }
 
@@ -122,15 +134,27 @@ def energy_dict(report: EnergyReport) -> dict[str, Any]:
 
 def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
     """The totals of one accounting mode."""
+    twin, attention = m.compare(report) or (None, None)
     return {
         "mode": report.mode,
         "first_conv": report.first_conv,
         "mac_operations": report.operations("MAC"),
         "ac_operations": report.operations("AC"),
         "energy_mJ": report.total_mJ,
-        "ann_ratio": ann_twin(m.shape, report, m.twin.convention).ratio,
-        "self_attention_ratio": compare_attention(m.shape, report, m.twin.convention).ratio,
+        "ann_ratio": twin and twin.ratio,
+        "self_attention_ratio": attention and attention.ratio,
     }
+
+
+def rate_cells(rows: Sequence[FiringRow]) -> tables.Cells:
+    """Header and rows of the firing rates: per time step, their mean, and the mean rate of values that are not 0."""
+    steps = max(len(row.nonzero) for row in rows)
+    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
+    body = []
+    for row in rows:
+        rates = [*(f"{rate:.4f}" for rate in row.rate), *["-"] * (steps - len(row.rate))]
+        body.append([row.name, row.paper_name, *rates, *[f"{row.mean_rate:.4f}"] * 2])
+    return _without_empty(header, body)
 
 
 def layer_cells(report: EnergyReport) -> tables.Cells:
@@ -153,7 +177,13 @@ def layer_cells(report: EnergyReport) -> tables.Cells:
         ]
         for row in report.rows
     ]
-    return header, rows
+    return _without_empty(header, rows)
+
+
+def _without_empty(header: list[str], rows: list[list[str]]) -> tables.Cells:
+    """The table without columns in which no row has anything: a model without a paper has no names in one."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def energy_table(report: EnergyReport) -> str:
@@ -169,13 +199,15 @@ def energy_table(report: EnergyReport) -> str:
 
 def total_cells(m: Measured) -> tables.Cells:
     """Header and rows of the totals in every accounting mode."""
-    header = ["mode", "first conv", "MAC", "AC", "energy", "ANN twin / this", "its self-attention / this"]
+    header = ["mode", "first conv", "MAC", "AC", "energy"]
+    header += ["ANN twin / this", "its self-attention / this"] if m.family else []
     rows = []
     for report in (m.energy, *m.others):
-        total = total_dict(m, report)
         cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
         cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
-        rows.append([*cells, tables.ratio(total["ann_ratio"], 2), tables.ratio(total["self_attention_ratio"])])
+        if compared := m.compare(report):
+            cells += [tables.ratio(compared[0].ratio, 2), tables.ratio(compared[1].ratio)]
+        rows.append(cells)
     return header, rows
 
 
@@ -189,16 +221,22 @@ def totals_text(m: Measured) -> str:
         with_extras = m.energy.total_pJ + m.energy.extras_mJ * PJ_PER_MJ
         names = ", ".join(row.name for row in m.energy.extras)
         lines.append(f"with the extras ({names}): {tables.energy(with_extras)} (mode {m.energy.mode})")
-    lines.append(
-        f"ANN twin: {tables.count(m.twin.macs)} MACs once = {tables.energy(m.twin.energy_pJ)}, its attention "
-        f"counted as {m.twin.formula}"
-    )
-    lines.append(
-        f"self-attention of the mean block (Q, K, V and f; no linear layer): {tables.energy(m.attention.ann_pJ)} in "
-        f"the ANN, {tables.energy(m.attention.spiking_pJ)} here (mode {m.energy.mode})"
-    )
+    if compared := m.compare(m.energy):
+        twin, attention = compared
+        lines += [
+            f"ANN twin: {tables.count(twin.macs)} MACs once = {tables.energy(twin.energy_pJ)}, its attention "
+            f"counted as {twin.formula}",
+            f"self-attention of the mean block (Q, K, V and f; no linear layer): {tables.energy(attention.ann_pJ)} in "
+            f"the ANN, {tables.energy(attention.spiking_pJ)} here (mode {m.energy.mode})",
+        ]
     lines.append(f"costs: {m.energy.cost}; {DISCLAIMER}")
     return "\n".join(lines)
+
+
+def part_cells(parts: Sequence[tuple[str, int, str, str]]) -> tables.Cells:
+    """Header and rows of `Report.parts`."""
+    header = ["part", "count", "runs as", "why not faster"]
+    return _without_empty(header, [[part, str(count), runs, why] for part, count, runs, why in parts])
 
 
 def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
@@ -208,7 +246,7 @@ def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
         [
             str(point.time_steps),
             f"{point.top1_percent:.2f}",
-            f"{point.mean_firing_rate:.4f}",
+            tables.rate(point.mean_firing_rate, 4),
             tables.energy(point.energy_mJ * PJ_PER_MJ),
             f"{point.latency_ms:.2f} ms",
         ]

@@ -17,6 +17,7 @@ from utils.config.parse import to_yaml
 from utils.errors import UserError
 from utils.files import replacing
 from utils.run.console import logger
+from utils.run.plugins import keep_copies
 
 if TYPE_CHECKING:
     from utils.config.settings import Config
@@ -49,6 +50,7 @@ class RunLog:
         logger.addHandler(self._handler)
         config_text = to_yaml(cfg)
         (folder / ARGS).write_text(config_text)
+        keep_copies(folder)
         _keep_rows_before(folder / SUMMARY, start_epoch, lambda line: line.split(",")[0])
         _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])
         self.tensorboard = SummaryWriter(str(folder), purge_step=start_epoch)

@@ -34,7 +34,8 @@ def run_folder(cfg: Config) -> Path:
         return Path(cfg.resume).parent
     name = cfg.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model}-{cfg.dataset.replace('/', '_')}"
     folder = Path(cfg.output or DEFAULT_OUTPUT) / name
-    for key, path in (("initial_checkpoint", cfg.initial_checkpoint), ("resume", cfg.resume)):
+    for key in ("initial_checkpoint", "initial_partial", "resume"):
+        path = getattr(cfg, key)
         is_read = path not in ("", "auto") and not resumes_in_place(cfg, folder)
         if is_read and folder.resolve() in Path(path).resolve().parents:
             raise UserError(f"{key}: {path} lies in {folder}, where the new run begins; choose another --experiment")

@@ -18,6 +18,7 @@ from utils.config.settings import SETTINGS, TRAIN
 from utils.errors import NonFiniteError, UserError
 from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
 from utils.run.console import logger
+from utils.run.plugins import record, say_what_changed
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.train.optim import set_learning_rate
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
     *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
-    *("log_wandb", "event_wire"),
+    *("log_wandb", "event_wire", "plugin", "initial_partial"),  # of plugins, their contents are compared
     *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
 }
 
@@ -64,6 +65,7 @@ class RunState:
             "config": cfg.as_dict(),
             "versions": versions(),
             "git_commit": git_commit(),
+            "plugins": record(),
         }
         if self.ema is not None:
             state["state_dict_ema"] = self.ema.module.state_dict()
@@ -112,6 +114,7 @@ class RunState:
             )
         if differences := _differences(then, cfg):
             logger.warning(f"warning: settings that differ from those in {path}: {'; '.join(differences)}")
+        say_what_changed(content, path)
         self._restore_optimizer(content["optimizer"], path)
         self.precision.load_state_dict(content.get("amp_scaler", {}))
         self._restore_schedule(content)
@@ -151,5 +154,13 @@ def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
     return [
         f"{key} was {then[key]!r} and is {value!r}"
         for key, value in cfg.as_dict().items()
-        if key in then and key not in _FREE_ON_RESUME and then[key] != value
+        if key in then and key not in _FREE_ON_RESUME and _as_stored_now(key, then[key]) != value
     ]
+
+
+def _as_stored_now(key: str, value: Any) -> Any:
+    """A value of an older checkpoint, whose word for it may have been another one."""
+    try:
+        return SETTINGS[key].read(value)
+    except ValueError:
+        return value

@@ -105,7 +105,7 @@ class TrainStep:
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
-                loss: Tensor = self.loss_fn(logits.float() if self.precision.enabled else logits, y)
+                loss = self._loss(logits, y)
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
@@ -123,6 +123,12 @@ class TrainStep:
             if self.after_update is not None:
                 self.after_update()
         return loss
+
+    def _loss(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The loss of the logits; of several heads the mean of their losses."""
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        losses = [self.loss_fn(head.float() if self.precision.enabled else head, y) for head in heads]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
     def _check_gradients(self, x: Tensor, step: int) -> None:
         """A spiking neuron does not fire on NaN, so the loss may be finite where a gradient is not.

@@ -19,13 +19,14 @@ from utils.data.batch_picture import save_batch
 from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
 from utils.errors import NonFiniteError, UserError
-from utils.measure.firing import FiringRecorder
+from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     check_neurons,
     for_evaluation,
     parameter_count,
     prepare_for_training,
+    sizes_in_words,
     with_sizes_of,
 )
 from utils.run.console import Progress, clock, logger, peak_memory
@@ -121,8 +122,8 @@ class Trainer:
         cfg, process = self.cfg, self.process
         _, height, width = self.loaders.data.input_size
         logger.info(
-            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
-            f"T = {cfg.time_steps}, {cfg.spike_mode} neurons, {cfg.dataset} at {height} x {width}"
+            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {sizes_in_words(cfg, self.state.model)}"
+            f"T = {cfg.time_steps}, {cfg.dataset} at {height} x {width}"
         )
         precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
         scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
@@ -262,10 +263,10 @@ class Trainer:
             "speed/train_images_per_second": trained.images_per_second,
             "speed/eval_images_per_second": judged.images_per_second,
         }
-        sources = getattr(self.state.model, "spike_sources", None)
-        if sources is not None and self._shown is not None:
+        sources = spike_sources(self.state.model)
+        if sources and self._shown is not None:
             self.state.model.eval()
-            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources()) as recorder:
+            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources) as recorder:
                 self.state.model(self._shown)
             rows = recorder.rows(Process(0, 1, self.process.device))
             extras |= {f"firing_rate/{row.name}": row.mean_rate for row in rows}

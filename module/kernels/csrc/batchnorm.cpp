@@ -10,7 +10,8 @@ namespace {
 // block in the state's type around its own mean, blocks combined in double.
 template <class I, class S>
 void statistics(const I* x, int64_t rows, int64_t C, int64_t inner, double* mean, double* m2, int threads) {
-    const int64_t R = inner == 1 ? (C >= 8192 ? 2 : 16384 / C) : 1, blocks = (rows + R - 1) / R;
+    // Rows that are summed in S before they join the double: few enough for its rounding to stay small.
+    const int64_t R = inner == 1 ? std::clamp<int64_t>(16384 / C, 2, 64) : 1, blocks = (rows + R - 1) / R;
     auto combine = [](double& m, double& q, double na, double mb, double qb, double nb) {
         double delta = mb - m, all = na + nb;
         m += delta * nb / all;

@@ -3,6 +3,7 @@
 // Legend: T time steps, N elements per step, C channels, I the type in memory, S the type that is computed in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>

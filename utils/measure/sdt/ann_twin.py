@@ -1,14 +1,14 @@
 """The ANN twin: the same layers with real values, one pass, and softmax attention. And attention against attention.
 
-Legend: D embed_dims, N tokens.
+Legend: D channels of a token, N tokens.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from utils.measure.energy import COSTS, PJ_PER_MJ, Cost, EnergyReport
+from utils.measure.sdt.names import QKV, TOKEN_SUM, layer
 from utils.measure.sdt.shape import SdtShape
 
 # f(Q, K, V), the two matrix products of attention: as table 1 prints it (2 N N D), and as the published totals need
@@ -20,7 +20,7 @@ def attention_macs(shape: SdtShape, convention: str = "printed") -> int:
     """Products of f(Q, K, V) of one block. Raises ValueError for an unknown convention."""
     if convention not in ATTENTION_MACS:
         raise ValueError(f"convention={convention!r} is not one of {', '.join(ATTENTION_MACS)}")
-    N, D = shape.tokens, shape.embed_dims
+    N, D = shape.tokens, shape.channels
     return 2 * N * N * D if convention == "printed" else 2 * N * D * D
 
 
@@ -75,11 +75,16 @@ class AttentionComparison:
 
 def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost = COSTS["fp32"]) -> float:
     """Energy of one block's Q, K, V, f, scale and softmax in the ANN. The published 87.2 needs `paper`."""
-    projections = 3 * shape.tokens * shape.embed_dims**2
+    projections = 3 * shape.tokens * shape.channels**2
     return cost.mac * (projections + attention_macs(shape, convention) + softmax_macs(shape))
 
 
 def compare_attention(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> AttentionComparison:
-    parts = [row for row in spiking.rows if re.search(r"\.attn\.([qkv]_conv|kv_sum)$", row.name)]
-    ann = attention_twin_pJ(shape, convention, spiking.cost)
-    return AttentionComparison(convention, ann, sum(row.energy_pJ for row in parts) / shape.depths)
+    parts = {layer(block, part) for block in range(shape.depths) for part in (*QKV, TOKEN_SUM)}
+    energy = sum(row.energy_pJ for row in spiking.rows if row.name in parts)
+    return AttentionComparison(convention, attention_twin_pJ(shape, convention, spiking.cost), energy / shape.depths)
+
+
+def compare(shape: SdtShape, spiking: EnergyReport, convention: str) -> tuple[AnnTwin, AttentionComparison]:
+    """The twin and self-attention alone, in one convention."""
+    return ann_twin(shape, spiking, convention), compare_attention(shape, spiking, convention)

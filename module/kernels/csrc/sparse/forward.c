@@ -1,9 +1,9 @@
-/* Convolution of spikes forward, with the neuron on top where one follows. Legend and layouts: event.h.
+/* Convolution of spikes forward, with the neuron on top where one follows. Legend and layouts: sparse.h.
  *
  * A block of pixels is taken through all panels, and each panel through all T steps, so that the currents of a
  * neuron never leave the cache.
  */
-#include "event.h"
+#include "sparse.h"
 
 enum {
     PIXELS = 256,            /* of a block, over all its steps: their lists and sums stay in the second-level cache */
@@ -28,7 +28,7 @@ typedef struct {
     float decay, threshold;
 } target;
 
-static void list_events(const plan *s, const block *b, const uint64_t *bits, lists *m) {
+static void list_active(const plan *s, const block *b, const uint64_t *bits, lists *m) {
     uint32_t n = 0;
     memset(m->length, 0, (size_t)(b->images * s->height * s->width) * sizeof(uint32_t));
     for (int64_t i = 0; i < b->images; i++)
@@ -122,7 +122,7 @@ static int64_t forward_block(const plan *s, int64_t index, int64_t T, int per_ch
     const int chunks = (s->taps + per_chunk - 1) / per_chunk;
     int64_t pairs = 0;
     for (int64_t t = 0; t < T; t++) {
-        list_events(s, &b, bits + t * s->N * image * s->words, &m[t]);
+        list_active(s, &b, bits + t * s->N * image * s->words, &m[t]);
         pairs += join_taps(s, &b, per_chunk, &m[t]);
     }
     for (int64_t o0 = 0; o0 < s->O; o0 += PANEL) {
@@ -161,7 +161,7 @@ static void release(lists *m, int64_t T) {
 /* Spikes [T, N, H, W] as bits -> what `target` describes: bias + residual + the sum of the weight rows of the active
  * inputs, or the spikes of a neuron driven by that over T steps (T is 1 without neuron: then steps are independent).
  * Returns the additions of weights done (bias and residual not counted), or ERROR_MEMORY. */
-int64_t event_forward(const uint64_t *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
+int64_t sparse_forward(const uint64_t *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
                       const float *weights, const float *bias, const float *residual, void *out, int dtype,
                       uint64_t *spikes, float decay, float threshold, int threads) {
     const plan s = make_plan(N, H, W, C, O, taps, PIXELS / T < 16 ? 16 : PIXELS / T);
@@ -191,7 +191,7 @@ EVENT_DISPATCH void pack_panel_row(const float *w, int64_t stride, int64_t n, fl
 }
 
 /* Weights [O, C, taps] -> [panel][tap][C][PANEL], zeros beyond O. */
-void event_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
+void sparse_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
     const int64_t panels = (O + PANEL - 1) / PANEL;
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -204,7 +204,7 @@ void event_pack_weights(const float *weights, int64_t O, int64_t C, int taps, fl
 }
 
 /* [panel][tap][C][PANEL] -> [O, C, taps]. */
-void event_unpack_weights(const float *packed, int64_t O, int64_t C, int taps, float *weights, int threads) {
+void sparse_unpack_weights(const float *packed, int64_t O, int64_t C, int taps, float *weights, int threads) {
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t o = 0; o < O; o++)

@@ -1,5 +1,5 @@
-/* Neurons whose input is at hand as floats, and self-attention on bits, for evaluation. Legend and layouts: event.h. */
-#include "event.h"
+/* Neurons whose input is at hand as floats, and self-attention on bits, for evaluation. Legend and layouts: sparse.h. */
+#include "sparse.h"
 
 EVENT_DISPATCH void lif_row(const float *x, int64_t step, int64_t C, int64_t T, float decay, float threshold,
                             uint32_t *spikes, int64_t spike_step) {
@@ -13,7 +13,7 @@ EVENT_DISPATCH void lif_row(const float *x, int64_t step, int64_t C, int64_t T, 
 
 /* Currents [T, P, C], `step` floats from one time step to the next (0: the same at each) -> bits [T, P, ceil(C/64)],
  * zeroed by the caller. */
-void event_lif(const float *x, int64_t step, int64_t T, int64_t P, int64_t C, float decay, float threshold,
+void sparse_lif(const float *x, int64_t step, int64_t T, int64_t P, int64_t C, float decay, float threshold,
                uint64_t *spikes, int threads) {
     const int64_t halves = (C + 63) / 64 * 2;
     (void)threads;
@@ -24,7 +24,7 @@ void event_lif(const float *x, int64_t step, int64_t T, int64_t P, int64_t C, fl
 
 /* Spike-driven self-attention (paper, equations 5 to 7): q masked per channel by the neurons that the token sum of
  * k AND v drives. Bits [T, B, tokens, words] -> the same in q. Returns the additions done, or ERROR_MEMORY. */
-int64_t event_attention(uint64_t *q, const uint64_t *k, const uint64_t *v, int64_t T, int64_t B, int64_t tokens,
+int64_t sparse_attention(uint64_t *q, const uint64_t *k, const uint64_t *v, int64_t T, int64_t B, int64_t tokens,
                         int64_t C, float decay, float threshold, int threads) {
     const int64_t words = (C + 63) / 64;
     int64_t additions = 0;

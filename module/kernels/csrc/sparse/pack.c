@@ -1,5 +1,5 @@
-/* Spikes to bits and back, and what can be done on bits alone. Legend and layouts: event.h. */
-#include "event.h"
+/* Spikes to bits and back, and what can be done on bits alone. Legend and layouts: sparse.h. */
+#include "sparse.h"
 
 /* 8 bytes of 0/1 -> 8 bits: byte i moves to bit 56 + i. */
 static inline uint64_t bits_of_bytes(const uint8_t *b) {
@@ -63,7 +63,7 @@ static void transpose_64x64(uint64_t a[64]) {
 
 /* Spikes [N, H*W, C] (channels_last) or [N, C, H*W] -> bits [N*H*W, ceil(C/64)].
  * Returns the number of spikes, or ERROR_NOT_SPIKES if a value is neither 0 nor 1. */
-int64_t event_pack(const void *x, int dtype, int channels_last, int64_t N, int64_t HW, int64_t C, uint64_t *bits,
+int64_t sparse_pack(const void *x, int dtype, int channels_last, int64_t N, int64_t HW, int64_t C, uint64_t *bits,
                    int threads) {
     const int64_t words = (C + 63) / 64, size = size_of(dtype), tiles = (HW + 63) / 64;
     int64_t spikes = 0;
@@ -98,7 +98,7 @@ EVENT_DISPATCH void unpack_row(const uint64_t *restrict bits, int64_t C, float *
 }
 
 /* Bits [P, ceil(C/64)] -> floats 0 and 1 [P, C]. */
-void event_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int threads) {
+void sparse_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int threads) {
     const int64_t words = (C + 63) / 64;
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -106,7 +106,7 @@ void event_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int th
 }
 
 /* Max-pool 3x3, stride 2, padding 1 on spikes is an OR: bits [N, H, W, words] -> [N, ceil(H/2), ceil(W/2), words]. */
-void event_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t words, uint64_t *out, int threads) {
+void sparse_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t words, uint64_t *out, int threads) {
     const int64_t height = (H + 1) / 2, width = (W + 1) / 2;
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -123,7 +123,7 @@ void event_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t w
 }
 
 /* The number of spikes. */
-int64_t event_count(const uint64_t *bits, int64_t n, int threads) {
+int64_t sparse_count(const uint64_t *bits, int64_t n, int threads) {
     int64_t spikes = 0;
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : spikes)

@@ -1,6 +1,6 @@
-/* The weight gradient from events: rows of the output gradient are summed over the active inputs.
- * Legend and layouts: event.h. */
-#include "event.h"
+/* The weight gradient from spikes: rows of the output gradient are summed over the active inputs.
+ * Legend and layouts: sparse.h. */
+#include "sparse.h"
 
 enum { PIXELS = 512 }; /* of a block: its panel of gradients is 64 KiB */
 
@@ -57,7 +57,7 @@ EVENT_DISPATCH void grad_panel(const plan *s, const uint32_t *lists, const uint3
 }
 
 /* dW [panel][tap][C][PANEL] = the sum over active inputs of rows of grad [N, H, W, O]. Returns 0 or ERROR_MEMORY. */
-int64_t event_weight_grad(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
+int64_t sparse_weight_grad(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
                           const void *grad, int dtype, float *dW, int threads) {
     const plan s = make_plan(N, H, W, C, O, taps, PIXELS);
     const int64_t positions = s.images * s.height * s.width, capacity = s.images * s.rows * s.W;

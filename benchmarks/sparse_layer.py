@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import interleave, print_json, print_table, speedup
 from module.sparse.crossover import crossover
-from module.sparse.ops import event_conv2d
+from module.sparse.ops import sparse_conv2d
 
 RATES = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 # pJ per 32-bit multiply-accumulate and accumulate at 45 nm, as in the paper.
@@ -36,7 +36,7 @@ def curves_of(rounds: int) -> dict[str, dict[str, Any]]:
             x = (torch.rand(N, C, side, side) < rate).float().contiguous(memory_format=torch.channels_last)
             calls: dict[str, Callable[[], object]] = {
                 "dense": lambda x=x, weight=weight, k=k: F.conv2d(x, weight, padding=k // 2),  # type: ignore[misc]
-                "event": lambda x=x, weight=weight: event_conv2d(x, weight, auto=False),  # type: ignore[misc]
+                "event": lambda x=x, weight=weight: sparse_conv2d(x, weight, auto=False),  # type: ignore[misc]
             }
             with torch.no_grad():
                 measured.append(speedup(interleave(calls, rounds=rounds), "dense", "event").median)

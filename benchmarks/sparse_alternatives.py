@@ -38,10 +38,10 @@ POSITION = np.zeros(64, np.int64)
 for _bit in range(64):
     POSITION[(int(DE_BRUIJN) << _bit) % 2**64 >> 58] = _bit
 DECLARATIONS = """
-int64_t event_forward(void *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
+int64_t sparse_forward(void *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
                       void *weights, void *bias, void *residual, void *out, int dtype, void *spikes, float decay,
                       float threshold, int threads);
-int64_t event_count(void *bits, int64_t n, int threads);
+int64_t sparse_count(void *bits, int64_t n, int threads);
 """
 
 
@@ -124,10 +124,10 @@ def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[]
     words, rows = bits.numpy().view(np.uint64), np.ascontiguousarray(weight[:, :, 0, 0].T.numpy())
     panels = packed.numpy().reshape(-1, CHANNELS, PANEL)
     layer: dict[str, Callable[[], object]] = {
-        "ctypes": lambda: library.event_forward(
+        "ctypes": lambda: library.sparse_forward(
             *(pointer(bits), *sizes, pointer(packed), None, None, pointer(out), 0, None, 0.0, 0.0, 1)
         ),
-        "cffi": lambda: by_cffi.event_forward(
+        "cffi": lambda: by_cffi.sparse_forward(
             *(address(bits), *sizes, address(packed), ffi.NULL, ffi.NULL, address(out), 0, ffi.NULL, 0.0, 0.0, 1)
         ),
         "numba rows": lambda: numba_rows(words, rows, out.numpy()),
@@ -140,8 +140,8 @@ def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[]
         error = float((out - expected).abs().max() / expected.abs().max())
         assert error < 1e-5, f"{name}: {error}"
     empty: dict[str, Callable[[], object]] = {
-        "ctypes": lambda: library.event_count(pointer(bits), 1, 1),
-        "cffi": lambda: by_cffi.event_count(address(bits), 1, 1),
+        "ctypes": lambda: library.sparse_count(pointer(bits), 1, 1),
+        "cffi": lambda: by_cffi.sparse_count(address(bits), 1, 1),
     }
     return layer, empty
 

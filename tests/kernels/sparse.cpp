@@ -6,18 +6,18 @@
 #include "common.h"
 
 extern "C" {
-int64_t event_pack(const void*, int, int, int64_t, int64_t, int64_t, uint64_t*, int);
-int64_t event_count(const uint64_t*, int64_t, int);
-void event_unpack(const uint64_t*, int64_t, int64_t, float*, int);
-void event_pool(const uint64_t*, int64_t, int64_t, int64_t, int64_t, uint64_t*, int);
-void event_pack_weights(const float*, int64_t, int64_t, int, float*, int);
-void event_unpack_weights(const float*, int64_t, int64_t, int, float*, int);
-int64_t event_forward(const uint64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*,
+int64_t sparse_pack(const void*, int, int, int64_t, int64_t, int64_t, uint64_t*, int);
+int64_t sparse_count(const uint64_t*, int64_t, int);
+void sparse_unpack(const uint64_t*, int64_t, int64_t, float*, int);
+void sparse_pool(const uint64_t*, int64_t, int64_t, int64_t, int64_t, uint64_t*, int);
+void sparse_pack_weights(const float*, int64_t, int64_t, int, float*, int);
+void sparse_unpack_weights(const float*, int64_t, int64_t, int, float*, int);
+int64_t sparse_forward(const uint64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*,
                       const float*, const float*, void*, int, uint64_t*, float, float, int);
-int64_t event_weight_grad(const uint64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const void*, int, float*,
+int64_t sparse_weight_grad(const uint64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const void*, int, float*,
                           int);
-void event_lif(const float*, int64_t, int64_t, int64_t, int64_t, float, float, uint64_t*, int);
-int64_t event_attention(uint64_t*, const uint64_t*, const uint64_t*, int64_t, int64_t, int64_t, int64_t, float, float,
+void sparse_lif(const float*, int64_t, int64_t, int64_t, int64_t, float, float, uint64_t*, int);
+int64_t sparse_attention(uint64_t*, const uint64_t*, const uint64_t*, int64_t, int64_t, int64_t, int64_t, float, float,
                         int);
 }
 
@@ -61,17 +61,17 @@ void check_packing(const std::vector<float>& x, const Shape& s, int threads) {  
                 }
             std::vector<uint64_t> bits(size_t(P * words), ~uint64_t(0));
             const void* from = memory.data();
-            compare_counts("event_pack", event_pack(from, dtype, channels_last, s.N, HW, s.C, bits.data(), threads),
+            compare_counts("sparse_pack", sparse_pack(from, dtype, channels_last, s.N, HW, s.C, bits.data(), threads),
                            count);
-            compare_bits("event_pack", bits, expected);
+            compare_bits("sparse_pack", bits, expected);
             memory.back() = 7;  // no spike any more in any of the types
-            compare_counts("event_pack of other values",
-                           event_pack(from, dtype, channels_last, s.N, HW, s.C, bits.data(), threads), -1);
+            compare_counts("sparse_pack of other values",
+                           sparse_pack(from, dtype, channels_last, s.N, HW, s.C, bits.data(), threads), -1);
         }
-    compare_counts("event_count", event_count(expected.data(), i64(expected.size()), threads), count);
+    compare_counts("sparse_count", sparse_count(expected.data(), i64(expected.size()), threads), count);
     std::vector<float> back(x.size(), 5);
-    event_unpack(expected.data(), P, s.C, back.data(), threads);
-    compare("event_unpack", back, x);
+    sparse_unpack(expected.data(), P, s.C, back.data(), threads);
+    compare("sparse_unpack", back, x);
     const i64 height = (s.H + 1) / 2, width = (s.W + 1) / 2;
     std::vector<float> pooled(size_t(s.N * height * width * s.C));
     for (i64 p = 0; p < P; p++)
@@ -80,8 +80,8 @@ void check_packing(const std::vector<float>& x, const Shape& s, int threads) {  
                 for (i64 u = p % s.W / 2; u <= (p % s.W + 1) / 2; u++)
                     if (y < height && u < width) pooled[size_t(((p / HW * height + y) * width + u) * s.C + c)] = 1;
     std::vector<uint64_t> out(size_t(s.N * height * width * words), ~uint64_t(0));
-    event_pool(expected.data(), s.N, s.H, s.W, words, out.data(), threads);
-    compare_bits("event_pool", out, bits_of(pooled, s.N * height * width, s.C));
+    sparse_pool(expected.data(), s.N, s.H, s.W, words, out.data(), threads);
+    compare_bits("sparse_pool", out, bits_of(pooled, s.N * height * width, s.C));
 }
 
 // Calls `visit(output pixel, output channel, input pixel, input channel, tap)` for every connection.
@@ -107,9 +107,9 @@ void check_convolution(const Shape& s, double rate, int threads) {
     const auto weight = eighths<float>(s.O * s.C * taps, 16), bias = eighths<float>(s.O, 16);
     const auto residual = eighths<float>(P * s.O, 16), grad = eighths<float>(P * s.O, 16);
     std::vector<float> packed(size_t((s.O + 31) / 32 * taps * s.C * 32), 9), again(weight.size());
-    event_pack_weights(weight.data(), s.O, s.C, taps, packed.data(), threads);
-    event_unpack_weights(packed.data(), s.O, s.C, taps, again.data(), threads);
-    compare("event_pack_weights and back", again, weight);
+    sparse_pack_weights(weight.data(), s.O, s.C, taps, packed.data(), threads);
+    sparse_unpack_weights(packed.data(), s.O, s.C, taps, again.data(), threads);
+    compare("sparse_pack_weights and back", again, weight);
 
     std::vector<float> sums(residual.size()), plain(residual.size()), weight_grad(weight.size());
     for (size_t i = 0; i < sums.size(); i++) plain[i] = bias[i % size_t(s.O)], sums[i] = plain[i] + residual[i];
@@ -125,14 +125,14 @@ void check_convolution(const Shape& s, double rate, int threads) {
     std::vector<bf16> rounded(sums.size()), expected;
     const float *no = nullptr, *b = bias.data(), *w = packed.data();
     auto forward = [&](i64 steps, i64 n, const float* res, void* to, int dtype, uint64_t* neurons) {
-        return event_forward(bits.data(), steps, n, s.H, s.W, s.C, s.O, taps, w, b, res, to, dtype, neurons, 0.5f, 1.0f,
+        return sparse_forward(bits.data(), steps, n, s.H, s.W, s.C, s.O, taps, w, b, res, to, dtype, neurons, 0.5f, 1.0f,
                              threads);
     };
     compare_counts("additions", forward(1, images, residual.data(), out.data(), 0, nullptr), additions);
-    compare("event_forward", out, sums);
+    compare("sparse_forward", out, sums);
     forward(1, images, no, rounded.data(), 1, nullptr);
     for (float v : plain) expected.push_back(make<bf16>(v));
-    compare("event_forward in bfloat16", rounded, expected);
+    compare("sparse_forward in bfloat16", rounded, expected);
 
     const i64 step = s.N * s.H * s.W * s.O;
     std::vector<float> fired(plain.size());
@@ -144,18 +144,18 @@ void check_convolution(const Shape& s, double rate, int threads) {
     }
     std::vector<uint64_t> neurons(size_t(P * ((s.O + 63) / 64)));
     forward(T, s.N, no, nullptr, 0, neurons.data());
-    compare_bits("event_forward with neurons", neurons, bits_of(fired, P, s.O));
+    compare_bits("sparse_forward with neurons", neurons, bits_of(fired, P, s.O));
     std::fill(neurons.begin(), neurons.end(), 0);
-    event_lif(plain.data(), step, T, s.N * s.H * s.W, s.O, 0.5f, 1.0f, neurons.data(), threads);
-    compare_bits("event_lif", neurons, bits_of(fired, P, s.O));
+    sparse_lif(plain.data(), step, T, s.N * s.H * s.W, s.O, 0.5f, 1.0f, neurons.data(), threads);
+    compare_bits("sparse_lif", neurons, bits_of(fired, P, s.O));
 
     std::vector<bf16> grad16;
     for (float v : grad) grad16.push_back(make<bf16>(v));
     for (int dtype = 0; dtype < 2; dtype++) {
         const void* from = dtype ? static_cast<const void*>(grad16.data()) : grad.data();
-        event_weight_grad(bits.data(), images, s.H, s.W, s.C, s.O, taps, from, dtype, packed.data(), threads);
-        event_unpack_weights(packed.data(), s.O, s.C, taps, again.data(), threads);
-        compare("event_weight_grad", again, weight_grad);
+        sparse_weight_grad(bits.data(), images, s.H, s.W, s.C, s.O, taps, from, dtype, packed.data(), threads);
+        sparse_unpack_weights(packed.data(), s.O, s.C, taps, again.data(), threads);
+        compare("sparse_weight_grad", again, weight_grad);
     }
 }
 
@@ -165,10 +165,10 @@ void check_event_attention(i64 T, i64 B, i64 N, i64 D, double rate, int threads)
     std::vector<uint64_t> bits = bits_of(q, T * B * N, D);
     double additions = 0;
     const std::vector<uint64_t> bits_k = bits_of(k, T * B * N, D), bits_v = bits_of(v, T * B * N, D);
-    const i64 done = event_attention(bits.data(), bits_k.data(), bits_v.data(), T, B, N, D, 0.5f, 1.0f, threads);
+    const i64 done = sparse_attention(bits.data(), bits_k.data(), bits_v.data(), T, B, N, D, 0.5f, 1.0f, threads);
     for (double sum : mask(q, k, v, T, B, N, D)) additions += sum;
-    compare_counts("additions of event_attention", done, i64(additions));
-    compare_bits("event_attention", bits, bits_of(q, T * B * N, D));
+    compare_counts("additions of sparse_attention", done, i64(additions));
+    compare_bits("sparse_attention", bits, bits_of(q, T * B * N, D));
 }
 
 }  // namespace

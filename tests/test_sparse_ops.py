@@ -16,7 +16,7 @@ from module.kernels import native
 from module.sparse import crossover as event_crossover
 from module.sparse import library as event_kernels
 from module.sparse import ops as event_ops
-from module.sparse.ops import event_conv2d, event_linear, pack_spikes, unpack_spikes
+from module.sparse.ops import pack_spikes, sparse_conv2d, sparse_linear, unpack_spikes
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"
@@ -72,7 +72,7 @@ def test_forward_equals_dense_and_counts_every_addition(shape, layout, rate):
     x = spikes(N, C, H, W, rate=rate).contiguous(memory_format=layout)
     weight, bias = weights(M, C, k)
     for b in (bias, None):
-        out, counts = event_conv2d(x, weight, b, auto=False)
+        out, counts = sparse_conv2d(x, weight, b, auto=False)
         assert relative_error(out, reference(x, weight, b)) < TOLERANCE
         assert counts.tolist() == [int(x.sum()), additions(x, M, k)]
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -93,15 +93,15 @@ def test_every_spike_dtype_gives_the_same_bits_in_both_layouts(dtype):
 def test_non_contiguous_input():
     x = spikes(4, 20, 12, 10)[1:, ::2, 1::2].transpose(2, 3)
     weight, bias = weights(9, 10, 3)
-    out, _ = event_conv2d(x, weight, bias, auto=False)
+    out, _ = sparse_conv2d(x, weight, bias, auto=False)
     assert relative_error(out, reference(x, weight, bias)) < TOLERANCE
 
 
 def test_bfloat16_output_is_the_rounded_float32_one():
     x = spikes(2, 40, 6, 6)
     weight, bias = weights(35, 40, 3)
-    exact, _ = event_conv2d(x, weight, bias, auto=False)
-    rounded, _ = event_conv2d(x.bfloat16(), weight, bias, out_dtype=torch.bfloat16, auto=False)
+    exact, _ = sparse_conv2d(x, weight, bias, auto=False)
+    rounded, _ = sparse_conv2d(x.bfloat16(), weight, bias, out_dtype=torch.bfloat16, auto=False)
     assert torch.equal(rounded, exact.bfloat16())
 
 
@@ -113,7 +113,7 @@ def test_gradients_equal_dense(shape):
     exact = [t.detach().double().requires_grad_() for t in arguments]
     grad = torch.randn(N, M, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     expected = torch.autograd.grad(reference(*exact), exact, grad)
-    out, _ = event_conv2d(*arguments, auto=False)
+    out, _ = sparse_conv2d(*arguments, auto=False)
     for actual, wanted in zip(torch.autograd.grad(out, arguments, grad.float()), expected, strict=True):
         assert actual.dtype == torch.float32
         assert relative_error(actual, wanted) < TOLERANCE
@@ -123,8 +123,8 @@ def test_bfloat16_input_gradient_changes_no_other_gradient():
     x, (weight, bias) = spikes(3, 40, 6, 6), weights(33, 40, 3)
     arguments = [t.requires_grad_() for t in (x, weight, bias)]
     grad = torch.randn(3, 33, 6, 6)
-    plain = torch.autograd.grad(event_conv2d(*arguments, auto=False)[0], arguments, grad)
-    mixed = torch.autograd.grad(event_conv2d(*arguments, auto=False, bf16_input_grad=True)[0], arguments, grad)
+    plain = torch.autograd.grad(sparse_conv2d(*arguments, auto=False)[0], arguments, grad)
+    mixed = torch.autograd.grad(sparse_conv2d(*arguments, auto=False, bf16_input_grad=True)[0], arguments, grad)
     assert relative_error(mixed[0], plain[0].double()) < 2**-7  # a bfloat16 has 8 significant bits
     assert not torch.equal(mixed[0], plain[0])
     assert torch.equal(mixed[1], plain[1])
@@ -140,7 +140,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out, counts = event_conv2d(x, weight, bias, auto=False)
+            out, counts = sparse_conv2d(x, weight, bias, auto=False)
             results.append((out.detach(), counts, torch.autograd.grad(out, weight, grad)[0]))
     finally:
         torch.set_num_threads(before)
@@ -152,7 +152,7 @@ def test_input_other_than_0_and_1_is_computed_densely_with_gradients():
     x, (weight, bias) = spikes(2, 6, 5, 5), weights(4, 6, 3)
     x[1, 2, 3, 4] = 0.5
     x.requires_grad_(), weight.requires_grad_()
-    out, counts = event_conv2d(x, weight, bias, auto=False)
+    out, counts = sparse_conv2d(x, weight, bias, auto=False)
     assert counts.tolist() == [event_ops.NOT_SPIKES, 0]
     expected = F.conv2d(x, weight, bias, padding=1)
     assert relative_error(out.detach(), expected.detach().double()) < TOLERANCE
@@ -169,7 +169,7 @@ def test_auto_is_dense_above_the_crossover_and_event_driven_below(monkeypatch):
     rate = float(x.mean())
     for limit, dense in ((rate - 0.01, True), (rate + 0.01, False)):
         monkeypatch.setattr(event_ops, "crossover", lambda *_, limit=limit: limit)
-        out, counts = event_conv2d(x, weight, bias)
+        out, counts = sparse_conv2d(x, weight, bias)
         assert (int(counts[1]) == 0) == dense
         assert relative_error(out, reference(x, weight, bias)) < TOLERANCE
 
@@ -177,7 +177,7 @@ def test_auto_is_dense_above_the_crossover_and_event_driven_below(monkeypatch):
 def test_linear():
     x, (weight, bias) = spikes(3, 4, 50), weights(11, 50, 1)
     weight = weight[:, :, 0, 0]
-    out = event_linear(x, weight, bias, auto=False)
+    out = sparse_linear(x, weight, bias, auto=False)
     assert relative_error(out, F.linear(x.double(), weight.double(), bias.double())) < TOLERANCE
 
 
@@ -187,11 +187,11 @@ def test_operators_pass_opcheck_and_compile():
     arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), torch.float32, False, False)
     torch.library.opcheck(torch.ops.sdt.event_conv2d.default, arguments)
     bits, _ = pack_spikes(x.detach())
-    torch.library.opcheck(torch.ops.sdt.event_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
+    torch.library.opcheck(torch.ops.sdt.sparse_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
     compiled = torch.compile(
-        lambda x: event_conv2d(x, weight, bias, auto=False)[0].relu(), backend="aot_eager", fullgraph=True
+        lambda x: sparse_conv2d(x, weight, bias, auto=False)[0].relu(), backend="aot_eager", fullgraph=True
     )
-    assert torch.equal(compiled(x), event_conv2d(x, weight, bias, auto=False)[0].relu())
+    assert torch.equal(compiled(x), sparse_conv2d(x, weight, bias, auto=False)[0].relu())
 
 
 def test_inductor_compiles_around_the_operators():
@@ -199,7 +199,7 @@ def test_inductor_compiles_around_the_operators():
     x, (weight, bias) = spikes(2, 6, 5, 4), weights(5, 6, 3)
 
     def layer(x, weight):
-        return event_conv2d(x, weight, bias, auto=False)[0].mul(2).relu().sum()
+        return sparse_conv2d(x, weight, bias, auto=False)[0].mul(2).relu().sum()
 
     found = []
     for call in (layer, torch.compile(layer, fullgraph=True)):
@@ -214,7 +214,7 @@ def test_inductor_compiles_around_the_operators():
 def test_inference_mode():
     x, (weight, bias) = spikes(2, 6, 5, 4), weights(5, 6, 3)
     with torch.inference_mode():
-        out, _ = event_conv2d(x, weight, bias, auto=False)
+        out, _ = sparse_conv2d(x, weight, bias, auto=False)
     assert relative_error(out, reference(x, weight, bias)) < TOLERANCE
 
 
@@ -234,7 +234,7 @@ def test_every_build_gives_the_same_bits(variant, tmp_path, monkeypatch):
     grad = torch.randn(3, 75, 9, 11)
 
     def compute() -> tuple[torch.Tensor, ...]:
-        out, counts = event_conv2d(x, weight, bias, auto=False)
+        out, counts = sparse_conv2d(x, weight, bias, auto=False)
         return out.detach(), counts, torch.autograd.grad(out, weight, grad)[0]
 
     best = compute()

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from benchmarks.measure import PeakMemory, in_child, interleave, print_json, print_table, speedup
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer
-from module.sparse.conv import EventConv2d, use_engine
-from module.sparse.inference import EventInference
+from module.sparse.conv import SparseConv2d, use_engine
+from module.sparse.inference import SparseInference
 from utils.run.allocator import keep_freed_memory
 
 CIFAR = dict(img_size_h=32, img_size_w=32, num_classes=10, embed_dims=512, depths=2, pooling_stat="0011")
@@ -64,8 +64,8 @@ def trained_network(config: str, checkpoint: str) -> tuple[PlainSDT, Tensor]:
     """The network of a checkpoint, and the first batch of its evaluation split."""
     from utils.config.parse import parse_config
     from utils.data.loaders import build_eval_loader
-    from utils.run.build import model_arguments
     from utils.run.checkpoint import load_weights
+    from utils.run.models import model_arguments
 
     cfg = parse_config(["-c", config], prog="event_engine", description="")
     arguments = model_arguments(cfg) | {"embed_dims": cfg.dim, "depths": cfg.layer, "num_heads": cfg.num_heads}
@@ -95,7 +95,7 @@ def entering_rates(model: SpikeDrivenTransformer, x: Tensor) -> dict[str, float]
     def note(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: rates.update({name: float((inputs[0] != 0).float().mean())})
 
-    handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, EventConv2d)]
+    handles = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, SparseConv2d)]
     with torch.no_grad():
         model(x)
     for handle in handles:
@@ -115,7 +115,7 @@ def with_allocator(name: str, call: Call) -> Call:
 
 def evaluation(plain: PlainSDT, x: Tensor, rounds: int, clock: Clock) -> dict[str, Any]:
     layered = as_model(plain, "event").eval()
-    bits = EventInference(plain, auto=False)
+    bits = SparseInference(plain, auto=False)
     channels_last = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     def bf16() -> object:

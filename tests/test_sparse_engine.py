@@ -11,8 +11,8 @@ from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error,
 
 from model import SpikeDrivenTransformer
 from module.sparse import inference as event_inference
-from module.sparse.conv import EventConv2d, use_engine
-from module.sparse.inference import EventInference, why_not
+from module.sparse.conv import SparseConv2d, use_engine
+from module.sparse.inference import SparseInference, why_not
 from utils.measure.synapses import SynapseRecorder
 
 pytestmark = pytest.mark.skipif(
@@ -74,12 +74,12 @@ def images(model: SpikeDrivenTransformer, batch: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("name", FORWARD_FILES)
 def test_layers_give_the_golden_logits_and_firing_rates(name):
     tensors, model = golden_model(name, engine="event")
-    assert any(isinstance(layer, EventConv2d) for layer in model.modules())
+    assert any(isinstance(layer, SparseConv2d) for layer in model.modules())
     with torch.no_grad():
         logits, hook = model(tensors["input"].float(), {})
     assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
     for layer in model.modules():
-        if isinstance(layer, EventConv2d):
+        if isinstance(layer, SparseConv2d):
             assert layer.counts is not None
             assert layer.counts[0] >= 0, "spikes only"
     for key, rate in under(tensors, "eval/rate").items():
@@ -96,14 +96,14 @@ def test_inference_on_bits_gives_the_golden_logits(name):
     if name == "dvs_tet":
         assert "event mode" in str(why_not(model))
         return
-    inference = EventInference(model, auto=False)
+    inference = SparseInference(model, auto=False)
     logits, _ = inference(tensors["input"].float())
     assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
     # The same additions as the layers do, which count them one by one.
     layered = copy.deepcopy(model)
     use_engine(layered, "event", skip=("patch_embed.proj_conv",))
     layered(tensors["input"].float(), {})  # watched, so that q, k and v are not joined into one layer
-    counted = {n: int(m.counts[1]) for n, m in layered.named_modules() if isinstance(m, EventConv2d)}
+    counted = {n: int(m.counts[1]) for n, m in layered.named_modules() if isinstance(m, SparseConv2d)}
     done = inference.additions()
     assert {n: done[n] for n in counted} == counted
 
@@ -128,7 +128,7 @@ def test_inference_on_bits_equals_the_model(options):
     x = images(model)
     with torch.no_grad():
         expected, _ = model(x)
-    logits, _ = EventInference(model, auto=False)(x)
+    logits, _ = SparseInference(model, auto=False)(x)
     assert relative_error(logits, expected.double()) < TOLERANCE
 
 
@@ -137,13 +137,13 @@ def test_inference_on_event_frames_equals_the_model():
     x = torch.randint(0, 3, (2, 5, 2, 16, 16), generator=torch.Generator().manual_seed(0)).float()
     with torch.no_grad():
         expected, _ = model(x)
-    assert relative_error(EventInference(model)(x)[0], expected.double()) < TOLERANCE
+    assert relative_error(SparseInference(model)(x)[0], expected.double()) < TOLERANCE
 
 
 def test_inference_computes_layers_densely_above_the_crossover(monkeypatch):
     monkeypatch.setattr(event_inference, "crossover", lambda *_: -1.0)
     model = small_model()
-    inference = EventInference(model, auto=True)
+    inference = SparseInference(model, auto=True)
     with torch.no_grad():
         expected, _ = model(images(model))
     assert relative_error(inference(images(model))[0], expected.double()) < TOLERANCE
@@ -151,7 +151,7 @@ def test_inference_computes_layers_densely_above_the_crossover(monkeypatch):
 
 
 def test_inference_does_not_depend_on_the_number_of_threads():
-    inference = EventInference(small_model(), auto=False)
+    inference = SparseInference(small_model(), auto=False)
     x = torch.randn(5, 3, 16, 16)
     before = torch.get_num_threads()
     try:
@@ -166,7 +166,7 @@ def test_inference_does_not_depend_on_the_number_of_threads():
 
 def test_inference_keeps_its_weights_and_fills_a_hook_through_the_model():
     model = small_model()
-    inference, x = EventInference(model), images(model)
+    inference, x = SparseInference(model), images(model)
     before, _ = inference(x)
     with torch.no_grad():
         model.block[0].mlp.fc1_conv.weight.zero_()  # type: ignore[union-attr, operator]
@@ -206,7 +206,7 @@ def test_training_under_autocast_computes_in_bfloat16():
 
 def test_float64_stays_dense_and_exact():
     model = small_model(engine="event").double()
-    assert EventConv2d in map(type, model.modules())
+    assert SparseConv2d in map(type, model.modules())
     plain = small_model().double()
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_float64_stays_dense_and_exact():
 def test_the_model_can_be_copied_and_a_copy_evaluated():
     model = copy.deepcopy(small_model(engine="event"))
     inference = model.for_evaluation()
-    assert isinstance(inference, EventInference)
+    assert isinstance(inference, SparseInference)
     with torch.no_grad():
         expected, _ = model(images(model))
     assert relative_error(inference(images(model))[0], expected.double()) < TOLERANCE
@@ -233,7 +233,7 @@ def test_only_convolutions_the_kernels_know_are_replaced():
         torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
     )
     assert use_engine(layers, "event") is None
-    assert [type(layer) is EventConv2d for layer in layers] == [True, True, *[False] * 5]
+    assert [type(layer) is SparseConv2d for layer in layers] == [True, True, *[False] * 5]
 
 
 @pytest.mark.parametrize("engine", ["", "events"])
@@ -249,7 +249,7 @@ def test_the_energy_report_counts_the_additions_that_the_engine_does():
     with torch.no_grad(), SynapseRecorder(model) as recorder:
         model(x)
     reported = {layer.name: sum(layer.synops or []) for layer in recorder.counts().layers}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, EventConv2d)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseConv2d)}
     done = {name: int(layer.counts[1]) for name, layer in layers.items() if layer.counts is not None}
     assert len(done) >= 9
     assert sum(done.values()) > 0

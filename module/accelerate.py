@@ -1,0 +1,281 @@
+"""`accelerate(model)`: attach faster ways to compute its parts, each after a proof that it computes the same.
+
+A model that nobody accelerated is plain: what stands in module/ is what runs. A faster way, a substitute, stands for
+exactly one class whose methods nobody changed. Two guards keep it from computing something else:
+
+- Fingerprints guard against edits. Each substitute names the methods it stands for, with a fingerprint of their syntax
+  tree. Where one differs, in a derived class or because somebody edited the file, the part runs as it is written.
+- Numbers guard against kernels and devices: see `module.kernels.proof`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from module.kernels import cpu, proof
+from module.kernels.backends import choose_backend
+from module.kernels.neurons import KernelNeuron, substitute_for
+from module.kernels.parts import PARTS
+from module.kernels.substitute import Context, Substitute, plain_class
+from module.neuron import neurons_of
+from module.sps import MS_SPS
+
+KERNELS = ("auto", "plain")
+# Kind of part -> why its substitute may not run, or None. All processes of a run must come to the same answer.
+Agree = Callable[[dict[str, str | None]], dict[str, str | None]]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_logger = logging.getLogger("sdt")
+_WITHOUT = ("torch.", "timm.", "spikingjelly.", "module.", "model")
+_on_bits: dict[tuple[type[nn.Module], str], str | None] = {}
+
+
+class Row(NamedTuple):
+    """How the parts of one class run."""
+
+    part: str
+    number: int
+    runs_as: str
+    why_not_faster: str = ""
+
+
+class _Candidate(NamedTuple):
+    part: nn.Module
+    substitute: type[Substitute]
+    settings: dict[str, object]  # attributes of the substitute
+
+
+def accelerate(
+    model: Model,
+    *,
+    kernels: str = "auto",
+    neuron_backend: str = "auto",
+    engine: str = "dense",
+    bf16_input_grad: bool = False,
+    amp_dtype: torch.dtype | None = None,
+    training: bool = True,
+    prove: bool = True,
+    agree: Agree | None = None,
+) -> Model:
+    """Attach what computes `model` faster on the device that it is on, in place; returns the model.
+
+    May be called again, with other arguments or after the model was moved: earlier substitutes are taken off first.
+
+    Args:
+        model: on its device, with its dtype, and with its layers converted (synchronised BatchNorm) before.
+        kernels: `auto`, or `plain` for no substitute but what `neuron_backend` and `engine` ask for by name.
+        neuron_backend: `auto`, or one of `module.kernels.backends.BACKENDS`, for the neurons alone. A substitute that
+            contains another neuron is then left out.
+        engine: convolutions of spikes on a CPU: `dense`, `sparse` (additions of weight rows), or `auto` (for each layer
+            and call whichever is faster).
+        bf16_input_grad: sparse convolutions compute the gradient of their input in bfloat16.
+        amp_dtype: the dtype of autocast, where the run uses it.
+        training: whether the model will be trained; else only evaluation is proved, and only there it is fast.
+        prove: False attaches without the proof, for analysis on fake or meta tensors.
+        agree: combines the answers of several processes, so that all attach the same.
+
+    Raises:
+        ValueError: an unknown name, or a neuron backend that cannot run here, with the reason.
+    """
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels={kernels!r} is not one of {', '.join(KERNELS)}")
+    detach(model)
+    parameter = next(model.parameters(), torch.empty(0))
+    backend = _backend(kernels, neuron_backend, parameter.device, prove)
+    contexts = _contexts(parameter, amp_dtype, training)
+    steps = int(getattr(model, "T", 4))
+    reasons: dict[type[nn.Module], str] = {}
+    for candidates in (
+        list(_neurons(model, backend)),
+        list(_convolutions(model, engine, bf16_input_grad, reasons)),
+        list(_parts(model, kernels, parameter.device, reasons)),
+    ):
+        _attach(candidates, contexts, steps, prove, agree, reasons)
+    model.acceleration = _rows(model, kernels, backend, reasons)  # type: ignore[assignment]
+    return model
+
+
+def detach(model: nn.Module) -> None:
+    """Take every substitute off, in place."""
+    for part in model.modules():
+        if isinstance(part, Substitute):
+            part.__class__ = part.plain_class
+            for name in ("proved", "kernel", "auto", "bf16_input_grad", "counts"):
+                vars(part).pop(name, None)
+
+
+def rows(model: nn.Module) -> list[Row]:
+    """Which part runs how, and why not faster; empty for a model that was never accelerated."""
+    return list(getattr(model, "acceleration", []))
+
+
+def for_evaluation(model: nn.Module) -> nn.Module:
+    """What evaluates these weights fastest: with a sparse engine the way from spikes to spikes where it can run and is
+    proved (`module.sparse.inference`), else the model itself. Called like the model; does not follow later updates."""
+    from module.sparse.conv import SparseConv2d
+
+    layers = [layer for layer in model.modules() if isinstance(layer, SparseConv2d)]
+    if not layers:
+        return model
+    from module.sparse.inference import ON_BITS, SparseInference, why_not
+
+    if why_not(model) is not None:
+        return model
+    for part in model.modules():
+        kind = plain_class(part)
+        if kind not in ON_BITS:
+            continue
+        key = (kind, repr(part))
+        if key not in _on_bits:
+            plain, fast = proof.detached(part), proof.detached(part)
+            fast.__class__ = ON_BITS[kind]
+            vars(fast).update(proved=None)
+            context = (torch.device("cpu"), torch.float32, None, False)
+            _on_bits[key] = _difference(plain, fast, context, int(getattr(model, "T", 4)))
+            if reason := _on_bits[key]:
+                _logger.warning(f"warning: evaluation does not run from spikes to spikes: {kind.__name__}: {reason}")
+        if _on_bits[key] is not None:
+            return model
+    return SparseInference(model, auto=layers[0].auto)
+
+
+def _backend(kernels: str, neuron_backend: str, device: torch.device, prove: bool) -> str:
+    if kernels == "plain" and neuron_backend == "auto":
+        return "torch"
+    # Fake tensors say that they are on a device that may not be there.
+    return neuron_backend if not prove and neuron_backend != "auto" else choose_backend(neuron_backend, device)
+
+
+def _contexts(parameter: torch.Tensor, amp_dtype: torch.dtype | None, training: bool) -> list[Context]:
+    dtypes = dict.fromkeys((parameter.dtype, amp_dtype or parameter.dtype))
+    modes = (True, False) if training else (False,)
+    return [(parameter.device, dtype, amp_dtype, mode) for dtype in dtypes for mode in modes]
+
+
+def _neurons(model: nn.Module, backend: str) -> Iterator[_Candidate]:
+    for neuron in neurons_of(model).values():
+        if (of_neuron := substitute_for(neuron, backend)) is not None:
+            yield _Candidate(neuron, of_neuron, {"kernel": backend} if backend != "cupy" else {})
+
+
+def _convolutions(
+    model: nn.Module, engine: str, bf16_input_grad: bool, reasons: dict[type[nn.Module], str]
+) -> Iterator[_Candidate]:
+    if engine == "dense":
+        return
+    # Imported here: it registers operators, which a dense model has no use for.
+    from module.sparse import conv
+
+    engine = conv.check_engine(engine)
+    if engine == "dense":
+        return
+    if reason := conv.why_unusable():
+        _logger.warning(f"warning: engine {engine} is not available, convolutions stay dense: {reason}")
+        reasons[nn.Conv2d] = reason
+        return
+    # The first convolution sees an image, which is no spikes.
+    first = {id(part.proj_conv) for part in model.modules() if isinstance(part, MS_SPS)}
+    for layer in model.modules():
+        if type(layer) is nn.Conv2d and conv.fits(layer) and id(layer) not in first:
+            yield _Candidate(layer, conv.SparseConv2d, {"auto": engine == "auto", "bf16_input_grad": bf16_input_grad})
+
+
+def _parts(
+    model: nn.Module, kernels: str, device: torch.device, reasons: dict[type[nn.Module], str]
+) -> Iterator[_Candidate]:
+    if kernels == "plain":
+        return
+    reason = cpu.why_unusable() if device.type == "cpu" else f"none exists for {device.type}"
+    for part in model.modules():
+        if substitute := PARTS.get(type(part)):
+            if reason is None:
+                yield _Candidate(part, substitute, {})
+            reasons[type(part)] = reason or ""
+
+
+def _attach(
+    candidates: list[_Candidate],
+    contexts: list[Context],
+    steps: int,
+    prove: bool,
+    agree: Agree | None,
+    reasons: dict[type[nn.Module], str],
+) -> None:
+    """Compare one of each kind, and attach those that passed in all processes."""
+    kinds = {f"{c.substitute.__name__} for {c.part!r}": c for c in candidates}
+    answers = {kind: _why_not(c, contexts, steps) if prove else None for kind, c in kinds.items()}
+    if agree is not None:
+        answers = agree(answers)
+    for kind, answer in answers.items():
+        if answer is not None:
+            part = plain_class(kinds[kind].part)
+            reasons[part] = answer
+            _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
+    for candidate in candidates:
+        if answers[f"{candidate.substitute.__name__} for {candidate.part!r}"] is None:
+            _become(candidate, frozenset(_seen(candidate, contexts)) if prove else None)
+
+
+def _become(candidate: _Candidate, proved: frozenset[Context] | None) -> nn.Module:
+    part = candidate.part
+    part.__class__ = candidate.substitute
+    vars(part).update(candidate.settings, proved=proved)
+    return part
+
+
+def _seen(candidate: _Candidate, contexts: list[Context]) -> list[Context]:
+    """The contexts that the substitute can compute, as it tells them apart."""
+    substitute, settings = candidate.substitute, candidate.settings
+    return list(dict.fromkeys(substitute.seen(c) for c in contexts if substitute.computes(c[1], settings)))
+
+
+def _why_not(candidate: _Candidate, contexts: list[Context], steps: int) -> str | None:
+    if edited := candidate.substitute.edited():
+        return f"{', '.join(edited)} differs from what the faster way was written for"
+    if not (possible := _seen(candidate, contexts)):
+        return f"its kernel does not compute {', '.join(str(c[1]).removeprefix('torch.') for c in contexts)}"
+    plain = proof.detached(candidate.part)
+    for context in possible:
+        fast = _become(candidate._replace(part=copy.deepcopy(candidate.part)), None)
+        proof.unwatch(fast)
+        if reason := _difference(plain, fast, context, steps):
+            return reason
+    return None
+
+
+def _difference(plain: nn.Module, fast: nn.Module, context: Context, steps: int) -> str | None:
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return proof.difference(plain, fast, context, steps)
+    except Exception as error:  # whatever a kernel raises, the plain part still runs
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _rows(model: nn.Module, kernels: str, backend: str, reasons: dict[type[nn.Module], str]) -> list[Row]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    neurons = {id(neuron) for neuron in neurons_of(model).values()}
+    for part in model.modules():
+        kind = type(part)
+        base = next((known for known in PARTS if isinstance(part, known)), None)
+        foreign = not kind.__module__.startswith(_WITHOUT)
+        if isinstance(part, Substitute):
+            how = f"{part.kernel} {part.runs_as}" if isinstance(part, KernelNeuron) else part.runs_as
+            found[part.plain_class.__name__, how, ""] += 1
+        elif id(part) in neurons:
+            why = reasons.get(kind) or ("" if backend == "torch" else "no kernel for this class")
+            found[kind.__name__, "SpikingJelly's torch code" if not foreign else "plain", why] += 1
+        elif kind in PARTS:
+            found[kind.__name__, "plain", reasons.get(kind) or f"kernels: {kernels}"] += 1
+        elif base is not None:
+            found[kind.__name__, "plain", f"derived from {base.__name__}: its own code runs"] += 1
+        elif foreign and part is not model:
+            found[kind.__name__, "plain", "no faster way is known for this class"] += 1
+    return [Row(part, count, how, why) for (part, how, why), count in found.items()]

@@ -1,0 +1,150 @@
+"""Layers of a part that are computed together by one operator, on a CPU.
+
+Each function equals the plain calls that its first line names. It runs them as one operator where each layer is
+exactly what the operator computes and nobody watches one of them with a hook, and one by one otherwise: whoever
+measures from outside sees every output.
+
+Legend: T time steps, B batch, C channels, H x W feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from module.kernels import batchnorm, cpu, pool, winograd
+from module.kernels.neurons import KernelNeuron
+from module.kernels.substitute import watched
+from module.layers import over_time
+
+
+def channels_innermost(x: Tensor) -> Tensor:
+    """`x` `[T, B, C, H, W]` with channels innermost in memory, which these operators are fastest on."""
+    if x.stride(2) == 1 and x.shape[2] > 1:
+        return x
+    if x.stride(0) == 0 and x.shape[0] > 1:  # the same image at each step stays one image
+        return channels_innermost(x[:1]).expand(x.shape)
+    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+
+
+def can_fuse_norms(x: Tensor, *norms: nn.Module) -> bool:
+    """Whether the kernels compute these BatchNorms of `x`: not synchronised or split ones."""
+    for norm in norms:
+        if type(norm) is not nn.BatchNorm2d or not norm.affine or norm.running_mean is None:
+            return False
+        if norm.weight.dtype != cpu.state_dtype(x.dtype) or norm.training != norms[0].training:
+            return False
+    # The evaluation kernels have no gradient.
+    return cpu.usable(x) and not watched(*norms) and (norms[0].training or not torch.is_grad_enabled())
+
+
+def is_folded(*norms: nn.Module) -> bool:
+    """Whether BatchNorms were folded into their convolutions."""
+    return all(type(norm) is nn.Identity for norm in norms) and not watched(*norms)
+
+
+def can_fuse_neurons(x: Tensor, *neurons: nn.Module) -> bool:
+    """Whether the neurons run on the compiled kernels for an input like `x`."""
+    return not watched(*neurons) and all(
+        isinstance(neuron, KernelNeuron) and neuron.kernel == "cpp" and neuron.may_run(x) for neuron in neurons
+    )
+
+
+def norm_neuron(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int | None = None) -> Tensor:
+    """`neuron(over_time(x, norm))`.
+
+    Args:
+        x: `[T, B, C, H, W]`, or `[1, B, C, H, W]` for an input that is the same at each of `steps` steps.
+
+    Returns:
+        Spikes `[T, B, C, H, W]`.
+    """
+    steps = steps or x.shape[0]
+    if can_fuse_norms(x, norm) and can_fuse_neurons(x, neuron):
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(neuron, KernelNeuron)
+        return norms_neuron([norm], neuron, x, steps)
+    if x.shape[0] != steps:
+        x = x.expand(steps, *x.shape[1:])
+    spikes: Tensor = neuron(norm_add(norm, x))
+    return spikes
+
+
+def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: KernelNeuron, x: Tensor, steps: int) -> Tensor:
+    """Several BatchNorms side by side over the channels of `x`, each followed by a neuron like `neuron`; fused."""
+    decay, (threshold, alpha) = neuron.decay(x), neuron.constants()
+    if not norms[0].training:
+        scales, shifts = zip(*map(_running_affine, norms), strict=True)
+        return batchnorm.affine_lif(x, _joined(scales), _joined(shifts), decay, steps, threshold)
+    weight, bias = _joined([norm.weight for norm in norms]), _joined([norm.bias for norm in norms])
+    spikes, mean, var = batchnorm.bn_lif(x, weight, bias, decay, steps, norms[0].eps, threshold, alpha)
+    count = x.numel() // x.shape[2] // x.shape[0] * steps
+    means, variances = mean.chunk(len(norms)), var.chunk(len(norms))
+    for norm, its_mean, its_var in zip(norms, means, variances, strict=True):
+        _update_running(norm, its_mean, its_var, count)
+    return spikes
+
+
+def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """`over_time(x, norm)`, plus `residual` if there is one, all `[T, B, C, H, W]`."""
+    same = residual is None or x.dtype == residual.dtype
+    if same and can_fuse_norms(x, norm):
+        assert isinstance(norm, nn.BatchNorm2d)
+        if not norm.training:
+            return batchnorm.affine_add(x, *_running_affine(norm), residual)
+        out, mean, var = batchnorm.bn_add(x, norm.weight, norm.bias, residual, norm.eps)
+        _update_running(norm, mean, var, x.numel() // x.shape[2])
+        return out
+    y = over_time(x, norm)
+    return y if residual is None else y + residual
+
+
+def convolved(conv: nn.Module, x: Tensor) -> Tensor:
+    """`over_time(x, conv)`, with the gradients of a 3 x 3 convolution computed by Winograd's algorithm."""
+    if (
+        type(conv) is nn.Conv2d
+        and cpu.same_size_kernel(conv) == 3
+        and x.requires_grad
+        and x.dtype == conv.weight.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and cpu.usable(x)
+        and winograd.is_faster(conv.weight, x.dtype)
+        and not watched(conv)
+    ):
+        return winograd.conv3x3(x.flatten(0, 1), conv.weight, conv.bias).unflatten(0, x.shape[:2])
+    return over_time(x, conv)
+
+
+def pooled(layer: nn.Module, x: Tensor) -> Tensor:
+    """`over_time(x, layer)` for a max-pool."""
+    flat = x.flatten(0, 1)
+    if cpu.usable(flat) and pool.can_pool(layer, flat) and not watched(layer):
+        return pool.max_pool(flat).unflatten(0, x.shape[:2])
+    return over_time(x, layer)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _running_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return batchnorm.affine_of(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+@torch.no_grad()
+def _update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """As BatchNorm does it: running means of the mean and of the unbiased variance over `count` values."""
+    if not norm.track_running_stats:
+        return
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    unbiased = var * (count / max(count - 1, 1))
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)

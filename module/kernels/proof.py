@@ -1,0 +1,236 @@
+"""The proof that a substitute computes what the plain part computes, on the device at hand.
+
+A copy of the part gets new weights, and is run on a small map three times: plain in float64 (the reference), plain in
+the run's dtype, and with its substitute. The substitute's error against the reference may be twice the plain one's.
+
+A spike is a comparison, which rounding can turn round, and one spike changes all that follows. So weights are drawn
+with which every neuron fires, at 5 to 95%, and each channel is shifted to where no membrane potential is close to the
+threshold: then equal arithmetic gives equal spikes. Fresh weights would prove nothing: with them neurons are silent.
+
+Legend: T time steps, B batch, C channels, H x W feature map.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from module.kernels.parts import INPUT, FusedPart
+from module.kernels.substitute import Context, Substitute, plain_class
+from module.layers import over_time
+from module.neuron import LIF, ParametricLIF
+from module.sps import MS_SPS
+
+# Beside twice the plain error: so many roundings of the run's dtype, for where the plain result is exact by chance.
+_ROUNDINGS = 8
+_BATCH = 2
+_SIDE = 2  # of the feature map behind all pools
+_DRAWS = 3
+_SHIFTS = 33  # tried for each channel
+
+
+def detached(module: nn.Module) -> nn.Module:
+    """A deep copy without substitutes and hooks."""
+    clone = copy.deepcopy(module)
+    for part in clone.modules():
+        part.__class__ = plain_class(part)
+    unwatch(clone)
+    return clone
+
+
+def unwatch(module: nn.Module) -> None:
+    """Take off every hook."""
+    for part in module.modules():
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            getattr(part, hooks).clear()
+
+
+def difference(part: nn.Module, fast: nn.Module, context: Context, steps: int) -> str | None:
+    """None, or what the substitutes in `fast` compute otherwise than `part` does.
+
+    Args:
+        part: plain.
+        fast: a copy of it with substitutes.
+        context: where the two are compared.
+        steps: T.
+    """
+    reason: str | None = None
+    for static in (False, True) if isinstance(part, MS_SPS) else (False,):
+        for draw in range(_DRAWS):
+            reason = _difference(part, fast, context, steps, static, draw)
+            # Neurons other than LIF cannot be kept away from their threshold: another draw then decides.
+            if reason is None:
+                break
+        else:
+            return reason
+    return reason
+
+
+def _difference(part: nn.Module, fast: nn.Module, context: Context, steps: int, static: bool, draw: int) -> str | None:
+    device, dtype, autocast, training = context
+    generator = torch.Generator().manual_seed(draw)
+    x = _input(part, steps, generator)
+    if static:
+        x = x[:1].expand(x.shape)
+    reference = copy.deepcopy(part).double().cpu().train(training)
+    x = _shown_once(_redraw(reference, fast, x, generator)).to(device, dtype).expand(x.shape)
+    plain = copy.deepcopy(part).train(training)
+    plain.load_state_dict(reference.state_dict())
+    fast.train(training)
+    fast.load_state_dict(reference.state_dict())
+    exact, usual, actual = (
+        _run(module, seen, precision, draw)
+        for module, seen, precision in (
+            (reference, _shown_once(x).cpu().double().expand(x.shape), None),
+            (plain, x, autocast),
+            (fast, x, autocast),
+        )
+    )
+    return _compared(exact, usual, actual, fast, dtype if autocast is None else autocast)
+
+
+def _shown_once(x: Tensor) -> Tensor:
+    """One step of a static image, all of another input."""
+    return x[:1] if x.stride(0) == 0 else x
+
+
+def _input(part: nn.Module, steps: int, generator: torch.Generator) -> Tensor:
+    """Values that 16 bits hold exactly, `[T, B, C, H, W]`, float64."""
+    channels = next((layer.in_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)), 8)
+    side = _SIDE * 2 ** part.pooling_stat.count("1") if isinstance(part, MS_SPS) else _SIDE
+    x = 2 * torch.randn(steps, _BATCH, channels, side, side, generator=generator)
+    if isinstance(part, nn.Conv2d):  # of spikes
+        return (x > 1).double()
+    return x.bfloat16().double()
+
+
+@torch.no_grad()
+def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    """New weights for `part` (float64), in values that 16 bits hold exactly; returns `x`, shifted where needed."""
+
+    def draw(value: Tensor, low: float, high: float) -> None:
+        value.copy_((low + (high - low) * torch.rand(value.shape, generator=generator)).bfloat16())
+
+    for layer in part.modules():
+        if isinstance(layer, nn.Conv2d):
+            scale = 2 / layer.weight[0].numel() ** 0.5
+            draw(layer.weight, -scale, scale)
+            if layer.bias is not None:
+                draw(layer.bias, -0.1, 0.1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            for value, low, high in (
+                (layer.weight, 0.8, 1.6),
+                (layer.bias, 0.0, 0.8),
+                (layer.running_mean, -0.1, 0.1),
+                (layer.running_var, 0.5, 1.5),
+            ):
+                draw(value, low, high)
+        elif isinstance(layer, ParametricLIF):
+            # Not 1/tau = 1/2: with it the attention's sum of one spike would meet the threshold exactly.
+            draw(layer.w.data, 0.3, 1.0)  # type: ignore[arg-type]
+    if type(part) in (LIF, ParametricLIF):
+        return x + _shift(part, x)[:, None, None]
+    if not isinstance(fast, FusedPart):
+        return x
+    state = {name: buffer.clone() for name, buffer in part.named_buffers()}
+    for name, shifted in fast.neurons.items():
+        neuron = part.get_submodule(name)
+        if shifted is None or type(neuron) not in (LIF, ParametricLIF):
+            continue
+        if shifted == INPUT:
+            x = (x + _shift(neuron, x)[:, None, None]).bfloat16().double()
+        else:
+            bias = part.get_submodule(shifted).bias
+            assert isinstance(bias, Tensor)
+            bias.zero_()
+            bias.copy_(_shift(neuron, _current(part, neuron, x)))
+    for name, buffer in part.named_buffers():
+        buffer.copy_(state[name])
+    return x
+
+
+def _current(part: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
+    found: list[Tensor] = []
+    handle = neuron.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    part(x)
+    handle.remove()
+    return found[0]
+
+
+def _shift(neuron: nn.Module, current: Tensor) -> Tensor:
+    """Per channel, `[C]`: what to add to the current `[T, B, C, H, W]` so that the neuron fires at 5 to 95% and no
+    potential is close to the threshold."""
+    node: Any = neuron
+    decay = float(node.w.sigmoid()) if isinstance(neuron, ParametricLIF) else 1 / node.tau
+    threshold = float(node.v_threshold)
+    middle = 1.5 * threshold - current.mean(dim=(0, 1, 3, 4))  # [C]
+    shifts = torch.linspace(-0.5, 0.5, _SHIFTS, dtype=torch.float64)[:, None] + middle  # [shifts, C]
+    shifts = shifts.bfloat16().double()
+    v = current.new_zeros(_SHIFTS, *current.shape[1:])
+    margin, fired = torch.full_like(shifts, torch.inf), torch.zeros_like(shifts)
+    for step in current:
+        h = v + (step + shifts[:, None, :, None, None] - v) * decay
+        margin = torch.minimum(margin, (h - threshold).abs().amin(dim=(1, 3, 4)))
+        spikes = h >= threshold
+        fired += spikes.double().mean(dim=(1, 3, 4)) / len(current)
+        v = h.masked_fill(spikes, 0.0)
+    useful = (fired > 0.05) & (fired < 0.95)
+    best = torch.where(useful, margin, margin - 1e6).argmax(dim=0)
+    return shifts.gather(0, best[None])[0]
+
+
+def _run(part: nn.Module, x: Tensor, autocast: torch.dtype | None, draw: int) -> dict[str, Tensor]:
+    """Output, gradients and buffers by name, in float64 on the CPU."""
+    training = part.training
+    leaf = _shown_once(x).detach().clone().requires_grad_(training)
+    seen = leaf.expand(x.shape)
+    part.zero_grad()
+    with torch.set_grad_enabled(training), torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+        y = over_time(seen, part) if isinstance(part, nn.Conv2d) else part(seen)
+        if training:
+            gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(draw)).bfloat16()
+            y.backward(gradient.to(y.device, y.dtype))
+    found = {"output": y.detach()} | ({"gradient of the input": leaf.grad} if leaf.grad is not None else {})
+    if training:
+        found |= {f"gradient of {name}": p.grad for name, p in part.named_parameters() if p.grad is not None}
+        found |= {name: buffer for name, buffer in part.named_buffers() if buffer.is_floating_point()}
+    return {name: value.detach().double().cpu() for name, value in found.items()}
+
+
+def _compared(
+    exact: dict[str, Tensor], usual: dict[str, Tensor], actual: dict[str, Tensor], fast: nn.Module, dtype: torch.dtype
+) -> str | None:
+    if exact.keys() != actual.keys():
+        return f"{', '.join(sorted(exact.keys() ^ actual.keys()))} missing or new"
+    # In float64 the plain result is the reference itself, so its error is 0: only the order of sums may differ.
+    rounding = 1e-12 if dtype == torch.float64 else _ROUNDINGS * torch.finfo(dtype).eps
+    tolerance = max((s.gradient_tolerance for s in fast.modules() if isinstance(s, Substitute)), default=0.0)
+    for gradients, floor in ((False, 0.0), (True, tolerance)):
+        names = [name for name in exact if name.startswith("gradient of ") == gradients]
+        sizes = _sizes({name: exact[name] for name in names})
+        errors = {name: _error(actual[name], exact[name]) / sizes[name] for name in names}
+        # Gradients are judged together: one of them may be exact by chance in the plain run.
+        own = {name: _error(usual[name], exact[name]) / sizes[name] for name in names}
+        for name in names:
+            allowed = 2 * (max(own.values()) if gradients else own[name]) + rounding + floor
+            if not errors[name] <= allowed:
+                return f"{name} differs by {errors[name]:.1e} of its size from float64, where {allowed:.1e} is allowed"
+    return None
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    return float((value - exact).abs().max())
+
+
+def _sizes(values: dict[str, Tensor]) -> dict[str, float]:
+    """The largest value of each; the largest of all for one that is nearly 0 everywhere, or a single number."""
+    sizes = {name: float(value.abs().max()) for name, value in values.items()}
+    largest = max(sizes.values(), default=1.0) or 1.0
+    # A bias that BatchNorm takes away again has a gradient of 0, which rounding fills with noise; that of a time
+    # constant is a sum over all elements, whose terms cancel.
+    return {n: size if size > 1e-3 * largest and values[n].numel() > 1 else largest for n, size in sizes.items()}
