@@ -1,4 +1,4 @@
-"""How accurate a checkpoint is, what it fires, how many operations that takes, and how much energy.
+"""How accurate a checkpoint is, how often its neurons fire, how many operations that takes, and how much energy.
 
 `python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume output/train/demo/model_best.pth.tar`
 `python firing_num.py --from-rates data/paper/table_s1_8_512.json`  (published rates; no checkpoint, no data)

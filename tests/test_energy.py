@@ -14,7 +14,7 @@ from model import SpikeDrivenTransformer
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
 from utils.measure.energy_extras import extra_rows, memory_bytes
 from utils.measure.firing import FiringRecorder
-from utils.measure.sdt.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
+from utils.measure.sdt.ann_twin import ann_macs, attention_twin_pJ, compare
 from utils.measure.sdt.family import SdtFamily
 from utils.measure.sdt.names import token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
@@ -142,6 +142,8 @@ def test_the_first_conv_is_charged_per_step_or_once():
     assert once.rows[1] == per_step.rows[1]
     assert once.other_first_conv_mJ == pytest.approx(per_step.total_mJ)
     assert per_step.other_first_conv_mJ == pytest.approx(once.total_mJ)
+    unlike = account(counts_of(replace(image, nonzero=[500, 400])), first_conv="once")  # no step stands for the other
+    assert unlike.rows[0].operations == 1800
     spikes = account(counts_of(layer()), first_conv="once")  # a first layer that takes spikes is charged as any other
     assert spikes.rows[0].operations == 480
     assert spikes.other_first_conv_mJ is None
@@ -247,8 +249,8 @@ def test_paper_mode_charges_the_rates_of_the_supplement():
 def test_a_silent_network_has_no_ratio():
     shape = SdtShape(height=32, width=32)
     silent = EnergyReport("exact", "once", COSTS["fp32"], 4, [])
-    assert ann_twin(shape, silent).ratio is None
-    assert compare_attention(shape, silent).ratio is None
+    assert compare(shape, silent).ratio is None
+    assert compare(shape, silent).attention_ratio is None
 
 
 @pytest.mark.parametrize("name", FORWARD_FILES)

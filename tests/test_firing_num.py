@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import html
 import json
 import re
@@ -19,6 +20,7 @@ from utils.data.facts import DataSettings
 from utils.errors import UserError
 from utils.measure.attention_map import attention_maps
 from utils.measure.energy import COSTS
+from utils.report import report as reports
 from utils.report.attention_picture import to_pictures
 from utils.report.rates import RatesReport
 
@@ -167,6 +169,16 @@ def test_the_page_has_the_tables_of_the_terminal(folder, capsys):
     *numbers, _ = tables  # the last one says what was measured
     assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1]
     assert [row for rows in numbers for row in rows if row not in shown] == []
+
+
+def test_how_each_part_ran_is_told_where_it_is_known(folder, monkeypatch, capsys):
+    part = ("attention", 2, "plain", "its forward is not the known one")
+    monkeypatch.setattr(reports, "Report", functools.partial(reports.Report, parts=[part]))
+    _, found = run(folder, "parts")
+    assert [tuple(row.values()) for row in found["parts"]] == [part]
+    assert "How each part ran" in capsys.readouterr().out
+    cells = "".join(f"<td>{cell}</td>" for cell in part)
+    assert cells in (folder / "out" / "parts" / "report.html").read_text()
 
 
 def test_a_report_is_a_file_of_rates(full):

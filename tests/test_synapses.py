@@ -270,6 +270,34 @@ def test_a_layer_before_time_runs_once():
     assert counts.never_called == ["conv2", "fc"]
 
 
+def test_neurons_without_a_threshold_tell_the_time_steps_if_they_are_named():
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).float()
+
+        def reset(self) -> None: ...
+
+    model = Multi()
+    model.lif1, model.lif2 = Sign(), Sign()
+    with torch.no_grad(), SynapseRecorder(model, timed={"first": model.lif1}) as recorder:
+        model(torch.randn(6, 5, 1, 8, 8))
+    counts = recorder.counts()
+    assert (counts.time_steps, counts.samples) == (6, 5)
+    assert [row.steps for row in counts.layers] == [6, 6, 6]
+
+
+def test_samples_are_those_that_enter_also_where_neurons_see_windows_of_them():
+    class Windows(Multi):
+        def forward(self, x: Tensor) -> Tensor:  # [B, 1, 8, 8]
+            self.lif1.reset()
+            windows = x.unflatten(2, (2, 4)).transpose(1, 2).flatten(0, 1)  # [2 B, 1, 4, 8]
+            return self.lif1(self.conv1(windows).expand(6, -1, -1, -1, -1))
+
+    with torch.no_grad(), SynapseRecorder(model := Windows()) as recorder:
+        model(torch.randn(5, 1, 8, 8))
+    assert recorder.counts().samples == 5
+
+
 def test_layers_are_chosen_by_type_not_by_name():
     model = tiny_sdt()
     with torch.no_grad(), SynapseRecorder(model) as recorder:
@@ -298,11 +326,11 @@ def test_a_layer_whose_shapes_do_not_tell_the_step_is_counted_in_one():
             return self.conv1(torch.ones(30, 1, 8, 8))  # as many as T * B of the first batch, by chance
 
     with torch.no_grad(), SynapseRecorder(model := Odd()) as recorder:
-        model(torch.randn(6, 5, 1, 8, 8))
-        model(torch.randn(6, 4, 1, 8, 8))
+        for batch in (5, 4, 5):
+            model(torch.randn(6, batch, 1, 8, 8))
     (layer,) = recorder.counts().layers
-    assert layer.nonzero == [2 * 30 * 64]
-    assert layer.macs_per_step == round(2 * 30 * 9 * 64 * 4 / 9)  # the mean of 9 samples
+    assert layer.nonzero == [3 * 30 * 64]
+    assert layer.macs_per_step == round(3 * 30 * 9 * 64 * 4 / 14)  # the mean of 14 samples
     assert layer.rate == [pytest.approx(1, rel=1e-2)]
 
 

@@ -29,8 +29,8 @@ warmup_epochs: 0
 """
 
 
-def tiny(**arguments: Any) -> SpikeDrivenTransformer:
-    return SpikeDrivenTransformer(**(TINY | {"pooling_stat": "0011"} | arguments))
+def tiny(kind: type[SpikeDrivenTransformer] = SpikeDrivenTransformer, **arguments: Any) -> SpikeDrivenTransformer:
+    return kind(**(TINY | {"pooling_stat": "0011"} | arguments))
 
 
 def lively(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import listed
-from utils.measure.synapse_counts import Counts, LayerCount, SumCount
+from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
 
 PJ_PER_MJ = 1e9
@@ -150,6 +150,7 @@ def account(
     first_conv: str = "per_step",
     cost: Cost = COSTS["fp32"],
     sum_rates: Mapping[str, list[float]] | None = None,
+    sum_formula: str = "elements x rate",
     name_of: Callable[[str], str] = lambda name: "",
 ) -> EnergyReport:
     """Charge what a recorder counted.
@@ -158,6 +159,7 @@ def account(
         mode, first_conv, cost: as in `measure_energy`.
         sum_rates: `formula` only, for each weightless sum the rate per step that the formula charges for it;
             by default the rate of what is summed.
+        sum_formula: what those rates are, in words.
         name_of: a paper's name of a layer.
 
     Raises:
@@ -167,8 +169,10 @@ def account(
         raise ValueError(f"mode={mode!r} is not one of exact, formula (paper needs a model of a known family)")
     if first_conv not in ("per_step", "once"):
         raise ValueError(f"first_conv={first_conv!r} is not one of per_step, once")
-    rows = [_layer_row(layer, mode, cost) for layer in counts.layers]
-    rows += [_sum_row(part, mode, cost, (sum_rates or {}).get(part.name)) for part in counts.sums]
+    exact = mode == "exact"
+    words = ("operations needed", "additions needed") if exact else ("MACs x entering rate", sum_formula)
+    rows = [_row(layer, mode, cost, layer.rate, words[0]) for layer in counts.layers]
+    rows += [_row(one, mode, cost, (sum_rates or {}).get(one.name) or one.rate, words[1]) for one in counts.sums]
     rows = [replace(row, paper_name=name_of(row.name)) for row in rows]
     total = sum(row.energy_pJ for row in rows)
     once = _charged_once(rows[0], counts.layers[0], mode, cost) if counts.layers else None
@@ -183,9 +187,10 @@ def account(
     )
 
 
-def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
+def _row(layer: LayerCount, mode: str, cost: Cost, rate: list[float], charged: str) -> EnergyRow:
+    """One layer. `rate` and `charged`: what the mode charges, per step and in words."""
     kind = "AC" if layer.is_binary else "MAC"
-    formula = layer.macs_per_step * sum(layer.rate)
+    formula = layer.macs_per_step * sum(rate)
     exact = None if layer.synops is None else sum(layer.synops) / layer.samples
     if mode == "exact" and exact is None:
         raise ValueError("mode='exact' needs a recorder that counted exactly (exact=True)")
@@ -201,29 +206,7 @@ def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
         exact_operations=exact,
         operations=operations,
         energy_pJ=operations * cost.of(kind),
-        charged="MACs x entering rate" if mode == "formula" else "operations needed",
-    )
-
-
-def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | None) -> EnergyRow:
-    rate = [count / (part.inputs_per_step * part.samples) for count in part.nonzero]
-    exact = sum(part.nonzero) / part.samples
-    formula = part.inputs_per_step * sum(formula_rate or rate)
-    operations = exact if mode == "exact" else formula
-    kind = "AC" if part.is_binary else "MAC"
-    factors = "rates of both factors" if formula_rate else "rate"
-    return EnergyRow(
-        name=part.name,
-        type="sum",
-        kind=kind,
-        macs_per_step=part.inputs_per_step,
-        steps=len(part.nonzero),
-        rate=rate,
-        formula_operations=formula,
-        exact_operations=exact,
-        operations=operations,
-        energy_pJ=operations * cost.of(kind),
-        charged="additions needed" if mode == "exact" else f"elements x {factors}",
+        charged=charged,
     )
 
 
@@ -246,8 +229,7 @@ def _notes(counts: Counts) -> list[str]:
         notes.append(f"no part of the forward pass, so not charged: {listed(counts.never_called)}")
     if counts.uncounted:
         notes.append(f"NOT COUNTED, only Conv and Linear layers are: {listed(counts.uncounted)}")
-    late = [layer.name for layer in counts.layers[1:] if not layer.is_binary]
-    late += [part.name for part in counts.sums if not part.is_binary]
+    late = [layer.name for layer in (*counts.layers[1:], *counts.sums) if not layer.is_binary]
     if late:
         notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {listed(late)}")
     return notes

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import listed
-from utils.measure.synapse_counts import count_values
+from utils.measure.synapse_counts import Call, Total, count_elements, sum_totals
 from utils.measure.synapses import neurons_of
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
@@ -60,7 +60,7 @@ class FiringRow:
 class FiringRecorder(Recorder):
     """Counts the spikes in the outputs of some modules while it is entered.
 
-    Nothing of a batch stays alive after it: two integers per tensor and time step are kept.
+    Nothing of a batch stays alive after it: a few integers per tensor and time step are kept.
 
     Args:
         sources: name -> module whose output `[T, B, ...]` is a spike tensor (`spike_sources(model)`). The calls of a
@@ -74,16 +74,15 @@ class FiringRecorder(Recorder):
     def __init__(self, sources: Mapping[str, nn.Module], model: nn.Module | None = None) -> None:
         self._sources = dict(sources)
         self._model = model
-        self._counts: dict[str, Tensor] = {}  # [2, T]: values that are not 0, values that are 1
-        self._elements: dict[str, int] = dict.fromkeys(self._sources, 0)
-        self._calls: dict[str, list[Tensor]] = {}  # of single-step modules in the batch that is running
+        self._totals: dict[str, Total] = {}
+        self._calls: dict[str, list[Call]] = {}  # of single-step modules in the batch that is running
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
         with hooked(self._sources, self._hook), contextlib.ExitStack() as around:
             if self._model is not None:
                 around.callback(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()).remove)
-                around.callback(self._model.register_forward_hook(lambda *_: self._join_calls()).remove)
+                around.callback(self._model.register_forward_hook(lambda *_: self._join_calls(*self._calls)).remove)
             yield
 
     def _hook(self, name: str) -> ForwardHook:
@@ -91,29 +90,21 @@ class FiringRecorder(Recorder):
             if not isinstance(output, Tensor) or output.dim() < 2:
                 return
             single = self._model is not None and getattr(module, "step_mode", "m") == "s"
-            steps = output.detach().unsqueeze(0) if single else output.detach()  # [T, B, ...]
-            nonzero, ones, _ = count_values(steps.flatten(0, 1))  # each [T * B]
-            counts = torch.stack([nonzero, ones]).view(2, len(steps), -1).sum(dim=2)
-            calls = self._calls.setdefault(name, []) if single else []
-            calls.append(counts)
+            counts = count_elements(output.unsqueeze(0) if single else output).sum(dim=2)  # [3, T]
+            self._calls.setdefault(name, []).append(Call(counts, 0, 0, output.numel()))
             if not single:
-                self._add(name, counts)
-            if len(calls) == 1:
-                self._elements[name] += output.numel() // len(steps)
+                self._join_calls(name)
 
         return count
 
-    def _join_calls(self) -> None:
-        for name, calls in self._calls.items():
-            self._add(name, torch.cat(calls, dim=1))
-        self._calls.clear()
-
-    def _add(self, name: str, counts: Tensor) -> None:
-        before = self._counts.get(name, torch.zeros_like(counts))
-        if before.shape != counts.shape:
-            steps = counts.shape[1]
-            raise ValueError(f"{name}: this batch has {steps} time steps, those before {before.shape[1]}")
-        self._counts[name] = before + counts
+    def _join_calls(self, *names: str) -> None:
+        for name in names:
+            calls = self._calls.pop(name)
+            counts = torch.cat([call.counts for call in calls if call.counts is not None], dim=1)
+            total = self._totals.setdefault(name, Total())
+            if total.steps not in (0, counts.shape[1]):
+                raise ValueError(f"{name}: this batch has {counts.shape[1]} time steps, those before {total.steps}")
+            total.add(calls, counts)
 
     def rows(self, process: Process, name_of: Callable[[str], str] = lambda name: "") -> list[FiringRow]:
         """One row per tensor that was computed, in order of computation, summed over all processes (each must call
@@ -122,18 +113,14 @@ class FiringRecorder(Recorder):
         Raises:
             ValueError: none of the tensors was computed.
         """
-        # A process without samples takes part with zeros, and learns from the others how many steps there are.
-        mine = [self._counts[name].shape[1] if name in self._counts else 0 for name in self._sources]
-        with_data, *step_sums = process.sum(any(mine), *mine)
-        if self._sources and not with_data:
-            raise ValueError(f"{listed(list(self._sources))}: no batch passed while spikes were counted")
+        totals = sum_totals(list(self._sources), self._totals, process)
         rows = []
-        for name, step_sum in zip(self._sources, step_sums, strict=True):
-            zeros = torch.zeros(2, int(step_sum / (with_data or 1)), dtype=torch.int64)
-            nonzero, ones = process.sum_tensor(self._counts.get(name, zeros)).tolist()
-            (elements,) = process.sum(self._elements[name])
-            if nonzero:
-                rows.append(FiringRow(name, name_of(name), int(elements), ones, nonzero))
+        for name, total in totals.items():
+            if total.steps:
+                nonzero, _, ones = total.counts.tolist()
+                rows.append(FiringRow(name, name_of(name), total.sizes[2] // total.steps, ones, nonzero))
+        if self._sources and not rows:
+            raise ValueError(f"{listed(list(self._sources))}: no batch passed while spikes were counted")
         return rows
 
 

@@ -18,7 +18,7 @@ from utils.data.loaders import build_eval_loader
 from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, account
 from utils.measure.energy_extras import extra_rows
-from utils.measure.family import AnnTwin, AttentionComparison, Family, family_of
+from utils.measure.family import Comparison, Family, family_of
 from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
@@ -53,8 +53,8 @@ class Measured:
         elements = sum(row.elements_per_step * len(row.nonzero) for row in self.firing)
         return sum(sum(row.nonzero) for row in self.firing) / elements if elements else None
 
-    def compare(self, report: EnergyReport) -> tuple[AnnTwin, AttentionComparison] | None:
-        """The ANN twin, and self-attention alone, beside one of the accounting modes; None without a family."""
+    def compare(self, report: EnergyReport) -> Comparison | None:
+        """The ANN twin beside one of the accounting modes; None without a family."""
         return self.family.compare(report, self.convention) if self.family else None
 
 
@@ -152,13 +152,12 @@ class Measurement:
 
     def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:
         rates = {row.name: row.rate for row in firing}
-        modes = [mode for mode in ("exact", "formula") if mode != "exact" or self.mode == "exact"]
+        modes = ("exact", "formula") if self.mode == "exact" else ("formula",)
         reports = {mode: self._energy(mode, counts, rates) for mode in modes}
         residual = None
         if self.family:
-            once = self.cfg.first_conv == "once"
-            reports["paper"] = self.family.paper_energy(rates, once, self.cost)
-            residual = self.family.residual_additions
+            reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
+            residual = self.family.shape.residual_additions_per_step()
         memory = self.cfg.memory_pj
         extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
         return Measured(
@@ -176,8 +175,10 @@ class Measurement:
         first_conv = self.cfg.first_conv
         if first_conv == "auto":
             first_conv = "per_step" if self.events else "once"
-        sums = self.family.sum_rates(rates) if self.family else {}
-        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, sum_rates=sums, name_of=self._name_of)
+        sums: dict[str, Any] = {}
+        if self.family:
+            sums = dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
+        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
 
     def _firing_notes(self, firing: list[FiringRow]) -> list[str]:
         notes = []

@@ -41,20 +41,12 @@ def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
     for T in time_steps:
         with _time_steps(measurement, T):
             measured.append(measurement.evaluate(f"T = {T}"))
-    latencies = latencies_ms(measurement, time_steps)
-    return [
-        SweepPoint(
-            time_steps=T,
-            top1_percent=found.accuracy.top1,
-            top5_percent=found.accuracy.top5,
-            mean_firing_rate=found.mean_firing_rate,
-            energy_mJ=found.energy.total_mJ,
-            mode=found.energy.mode,
-            first_conv=found.energy.first_conv,
-            latency_ms=latency,
-        )
-        for T, found, latency in zip(time_steps, measured, latencies, strict=True)
-    ]
+    points = []
+    for T, found, ms in zip(time_steps, measured, latencies_ms(measurement, time_steps), strict=True):
+        top1, top5, energy = found.accuracy.top1, found.accuracy.top5, found.energy
+        rate = found.mean_firing_rate
+        points.append(SweepPoint(T, top1, top5, rate, energy.total_mJ, energy.mode, energy.first_conv, ms))
+    return points
 
 
 def why_no_sweep(measurement: Measurement, time_steps: list[int]) -> str:
@@ -97,9 +89,7 @@ def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]
     for T in time_steps:
         with _time_steps(measurement, T):
             samples[T], _ = measurement.first_batch(1)
-            _run(
-                measurement.model, samples[T], measurement.precision
-            )  # the first call also fills caches and builds kernels
+            _run(measurement.model, samples[T], measurement.precision)  # the first call also fills caches
     started = time.perf_counter()
     for done in range(_ROUNDS[1]):
         if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:

@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,10 +21,11 @@ from utils.measure.synapse_counts import (
     Call,
     Counts,
     LayerCount,
-    SumCount,
+    Total,
+    count_elements,
     count_layer,
-    count_values,
     per_step,
+    sum_totals,
 )
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
@@ -50,43 +50,6 @@ def neurons_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name or type(module).__name__: module for name, module in model.named_modules()}
-
-
-@dataclass
-class _Total:
-    """One module over all batches: counts by time step, sizes over all steps; both over all samples."""
-
-    counts: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.int64))  # [3, steps], see `Call`
-    sizes: tuple[int, ...] = (0, 0, 0)  # macs, inputs, outputs
-
-    @property
-    def steps(self) -> int:
-        """0: never called. 1: before time begins, or where the shapes did not tell the time step. Else T."""
-        return self.counts.shape[1]
-
-    def add(self, calls: list[Call], counts: Tensor | None) -> None:
-        """Add one batch."""
-        sizes = zip(self.sizes, *((call.macs, call.inputs, call.outputs) for call in calls), strict=True)
-        self.sizes = tuple(map(sum, sizes))
-        if counts is not None:
-            steps = counts.shape[1] if self.steps in (0, counts.shape[1]) else 1
-            self.counts = _in_steps(counts, steps) + (self.in_steps(steps) if self.steps else 0)
-
-    def in_steps(self, steps: int) -> Tensor:
-        """The counts `[3, steps]`."""
-        return _in_steps(self.counts, steps) if self.steps else self.counts.new_zeros(3, steps)
-
-    def flat(self, steps: int) -> Tensor:
-        """Everything in one row `[3 * steps + 3]`."""
-        return torch.cat([self.in_steps(steps).flatten().cpu(), torch.tensor(self.sizes)])
-
-    def per_sample(self, size: int, runs: int) -> int:
-        """A size for one sample and run; a mean where it differs between samples."""
-        return round(self.sizes[size] / runs)
-
-
-def _in_steps(counts: Tensor, steps: int) -> Tensor:
-    return counts if counts.shape[1] == steps else counts.sum(dim=1, keepdim=True)
 
 
 class SynapseRecorder(Recorder):
@@ -128,7 +91,7 @@ class SynapseRecorder(Recorder):
         ]
         # Over all batches.
         self._steps = self._samples = 0
-        self._totals: dict[str, _Total] = {}
+        self._totals: dict[str, Total] = {}
         # Of the batch that is running.
         self._marked = False
         self._start()
@@ -187,9 +150,8 @@ class SynapseRecorder(Recorder):
 
     def _sum_hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            nonzero, ones, _ = count_values(output.detach().flatten(0, 1))
-            counts = torch.stack([nonzero, nonzero, ones]).view(3, *output.shape[:2])  # [3, T, B]
-            self._calls.setdefault(name, []).append(Call(counts, 0, output.numel(), 0))
+            call = Call(count_elements(output), output.numel(), output.numel(), 0)
+            self._calls.setdefault(name, []).append(call)
 
         return count
 
@@ -218,8 +180,11 @@ class SynapseRecorder(Recorder):
             return max(self._single.values(), default=1), self._batch_size
         # A neuron may act on something without time; most of them do not.
         ((steps, _),) = Counter(T for T, _ in self._multi).most_common(1)
-        batches = {B for _, B in self._multi}
-        return steps, self._batch_size if self._batch_size in batches else min(batches)
+        batches, size = {B for _, B in self._multi}, self._batch_size
+        # Samples may be split into windows, never joined. An input with time first has T where others have B.
+        if size in batches or (size not in (0, steps) and not any(B % size for B in batches)):
+            return steps, size
+        return steps, min(batches)
 
     def _finish(self) -> None:
         T, B = self._time()
@@ -230,7 +195,7 @@ class SynapseRecorder(Recorder):
         stepwise = bool(self._single) and not self._multi
         for name, calls in self._calls.items():
             counts = None if calls[0].counts is None else per_step(calls, T, B, stepwise)
-            self._totals.setdefault(name, _Total()).add(calls, counts)
+            self._totals.setdefault(name, Total()).add(calls, counts)
 
     def counts(self, process: Process | None = None) -> Counts:
         """Everything counted so far, summed over all processes (each must call this).
@@ -238,14 +203,19 @@ class SynapseRecorder(Recorder):
         Raises:
             ValueError: nothing was counted.
         """
-        T, samples, totals = self._summed(process or Process(0, 1, torch.device("cpu")))
+        process = process or Process(0, 1, torch.device("cpu"))
+        with_data, steps, samples = map(int, process.sum(self._samples > 0, self._steps, self._samples))
+        if not with_data:
+            raise ValueError("nothing was counted: the model was not called while the recorder was entered")
+        T = steps // with_data  # the same in every process that had samples
+        totals = sum_totals([*self._layers, *self._sums, *self._neurons, *self._norms], self._totals, process)
         order = {name: place for place, name in enumerate(self._totals)}
         called = [name for name in (*self._layers, *self._sums) if totals[name].steps]
         called.sort(key=lambda name: order.get(name, len(order)))
         outputs = {name: totals[name].per_sample(2, T * samples) for name in (*self._neurons, *self._norms)}
         return Counts(
             layers=[self._layer(name, totals[name], samples) for name in called if name in self._layers],
-            sums=[self._sum(name, totals[name], samples) for name in called if name in self._sums],
+            sums=[self._layer(name, totals[name], samples) for name in called if name in self._sums],
             neurons_per_step={name: outputs[name] for name in self._neurons if outputs[name]},
             norms_per_step={name: outputs[name] for name in self._norms if outputs[name]},
             time_steps=T,
@@ -255,39 +225,19 @@ class SynapseRecorder(Recorder):
             uncounted=self._uncounted,
         )
 
-    def _summed(self, process: Process) -> tuple[int, int, dict[str, _Total]]:
-        """T, samples and totals over all processes. A process without samples takes part with zeros."""
-        names = [*self._layers, *self._sums, *self._neurons, *self._norms]
-        mine = [self._totals.get(name, _Total()) for name in names]
-        flags = [flag for total in mine for flag in (total.steps == 1, total.steps > 1)]
-        head = process.sum(self._samples > 0, self._steps, self._samples, *flags)
-        with_data, step_sum, samples, *found = map(int, head)
-        if not with_data:
-            raise ValueError("nothing was counted: the model was not called while the recorder was entered")
-        T = step_sum // with_data  # the same in every process that had samples
-        steps = [1 if one else T * (several > 0) for one, several in zip(found[::2], found[1::2], strict=True)]
-        flat = process.sum_tensor(torch.cat([total.flat(n) for total, n in zip(mine, steps, strict=True)]))
-        parts = zip(steps, flat.split([3 * n + 3 for n in steps]), strict=True)
-        totals = [_Total(part[:-3].view(3, n), tuple(part[-3:].tolist())) for n, part in parts]
-        return T, samples, dict(zip(names, totals, strict=True))
-
-    def _layer(self, name: str, total: _Total, samples: int) -> LayerCount:
-        module = self._layers[name]
+    def _layer(self, name: str, total: Total, samples: int) -> LayerCount:
+        module = self._layers.get(name)
         nonzero, synops, ones = total.counts.tolist()
         macs, inputs, outputs = (total.per_sample(size, samples * len(nonzero)) for size in range(3))
         return LayerCount(
             name=name,
-            type=type(module).__name__,
+            type=type(module).__name__ if module else "sum",
             is_binary=sum(ones) == sum(nonzero),
             samples=samples,
             macs_per_step=macs,
             inputs_per_step=inputs,
             outputs_per_step=outputs,
-            weights=sum(p.numel() for p in module.parameters(recurse=False)),
+            weights=sum(p.numel() for p in module.parameters(recurse=False)) if module else 0,
             nonzero=nonzero,
-            synops=synops if self._exact else None,
+            synops=synops if self._exact or not module else None,
         )
-
-    def _sum(self, name: str, total: _Total, samples: int) -> SumCount:
-        nonzero, _, ones = total.counts.tolist()
-        return SumCount(name, samples, total.per_sample(1, samples * len(nonzero)), nonzero, nonzero == ones)

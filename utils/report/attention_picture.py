@@ -35,7 +35,7 @@ def attention_picture(measurement: Measurement, asked: list[str], folder: Path) 
     Where the model does not compute the tensors that maps need, none is written, and the measurement gets a note.
 
     Raises:
-        UserError: neither a number nor image files, or the picture cannot be written.
+        UserError: neither a number nor image files.
     """
     x, labels = _samples(measurement, asked)
     maps = attention_maps(measurement.model, x)
@@ -45,10 +45,7 @@ def attention_picture(measurement: Measurement, asked: list[str], folder: Path) 
         )
         return []
     if measurement.process.is_main:
-        try:
-            draw_attention_maps(to_pictures(x, measurement.data), maps, folder / "attention.png", labels)
-        except OSError as error:
-            raise UserError(f"output folder {folder}: {error}; choose another --output") from error
+        draw_attention_maps(to_pictures(x, measurement.data), maps, folder / "attention.png", labels)
     return ["attention.png"]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
 from utils.measure import firing
 from utils.measure.measurement import Measurement, checkpoint_facts
 from utils.report.figures import draw_energy, draw_firing_rates, draw_sweep
@@ -43,42 +42,28 @@ def show(report: Report) -> None:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write all files and say where.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
+    """Write all files and say where."""
     m = report.measured
     title = f"{report.title}: {m.accuracy.top1:.2f}% top-1"
     written = ["report.html", "report.json", "layers.csv", "firing.csv"]
-    try:
-        if m.firing:
-            draw_firing_rates(m.firing, folder / "firing.png", title)
-            written.append("firing.png")
-        if m.energy.rows:
-            draw_energy(m.energy, folder / "energy.png", title)
-            written.append("energy.png")
-        if report.sweep:
-            draw_sweep(report.sweep, folder / "sweep.png", report.title)
-            written.append("sweep.png")
-        firing.write_csv(folder / "firing.csv", m.firing)
-        write_layers_csv(folder / "layers.csv", m.energy)
-        report.write_json(folder / "report.json")
-        write_html(folder / "report.html", report)
-    except OSError as error:
-        raise UserError(f"output folder {folder}: {error}; choose another --output") from error
+    if m.firing:
+        draw_firing_rates(m.firing, folder / "firing.png", title)
+        written.append("firing.png")
+    if m.energy.rows:
+        draw_energy(m.energy, folder / "energy.png", title)
+        written.append("energy.png")
+    if report.sweep:
+        draw_sweep(report.sweep, folder / "sweep.png", report.title)
+        written.append("sweep.png")
+    firing.write_csv(folder / "firing.csv", m.firing)
+    write_layers_csv(folder / "layers.csv", m.energy)
+    report.write_json(folder / "report.json")
+    write_html(folder / "report.html", report)
     logger.info(f"\nwritten: {folder}/{{{', '.join(written + report.attention_maps)}}}")
 
 
 def write_rates_report(report: RatesReport, folder: Path) -> str:
-    """Write report.json and layers.csv of a file of rates; returns where.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    try:
-        (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-        write_layers_csv(folder / "layers.csv", report.chosen)
-    except OSError as error:
-        raise UserError(f"output folder {folder}: {error}; choose another --output") from error
+    """Write report.json and layers.csv of a file of rates; returns where."""
+    (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    write_layers_csv(folder / "layers.csv", report.chosen)
     return f"{folder}/{{report.json, layers.csv}}"

@@ -1,4 +1,4 @@
-"""What firing_num.py --from-rates says: the published figure beside the possible readings of its formula."""
+"""The report of firing_num.py --from-rates: the published figure beside the possible readings of its formula."""
 
 from __future__ import annotations
 
@@ -53,16 +53,15 @@ class RatesReport:
         beside = f" (published {published:.2f})" if published else ""
         lines = []
         for convention, formula in _CONVENTIONS.items():
-            twin, attention = self._charged.compare(convention)
+            twin = self._charged.compare(convention)
             lines.append(
                 f"f(Q, K, V) = {formula}: {twin.energy_mJ:.2f} mJ{beside}, {tables.ratio(twin.ratio, 2)} the spiking "
-                f"network; self-attention alone {tables.energy(attention.ann_pJ)} against "
-                f"{tables.energy(attention.spiking_pJ)} per block = {tables.ratio(attention.ratio)}"
+                f"network; self-attention alone {tables.energy(twin.attention_pJ)} against "
+                f"{tables.energy(twin.spiking_attention_pJ)} per block = {tables.ratio(twin.attention_ratio)}"
             )
-        ratio = self._charged.compare_entering("printed").ratio
-        lines.append(
-            f"at the rates of what really enters q, k, v, and f as printed: self-attention {tables.ratio(ratio)}"
-        )
+        _, entering = self._charged.readings[-1]
+        ratio = tables.ratio(self._charged.compare("printed", entering).attention_ratio)
+        lines.append(f"at the rates of what really enters q, k, v, and f as printed: self-attention {ratio}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class RatesReport:
                 for reading, report in self._charged.readings
             ],
             "ann_twin": {
-                convention: {"energy_mJ": twin.energy_mJ, "self_attention_pJ_per_block": attention.ann_pJ}
-                for convention, (twin, attention) in twins.items()
+                convention: {"energy_mJ": twin.energy_mJ, "self_attention_pJ_per_block": twin.attention_pJ}
+                for convention, twin in twins.items()
             },
         }

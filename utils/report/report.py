@@ -1,6 +1,6 @@
-"""What firing_num.py says: the sections for the terminal, report.json and layers.csv.
+"""The report of firing_num.py: the sections for the terminal, report.json and layers.csv.
 
-The schema of report.json is described in docs/energy.md; it only ever grows under one schema name.
+docs/energy.md describes report.json; under one schema name, fields may be added but not changed.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         m = self.measured
-        accuracy = m.accuracy
-        twin, attention = m.compare(m.energy) or (None, None)
+        accuracy, twin = m.accuracy, m.compare(m.energy)
         return {
             "schema": SCHEMA,
             "title": self.title,
@@ -78,24 +77,19 @@ class Report:
             "loss": accuracy.loss,
             "time_steps": m.counts.time_steps,
             "mean_firing_rate": m.mean_firing_rate,
-            "model": m.family and m.family.sizes,
+            "model": m.family and m.family.shape.as_dict(),
             "tensors": [firing.as_dict(row) for row in m.firing],
             "energy": energy_dict(m.energy),
             "totals": [total_dict(m, report) for report in (m.energy, *m.others)],
             "ann_twin": twin
-            and {
-                "attention": twin.convention,
-                "macs": twin.macs,
-                "energy_mJ": twin.energy_mJ,
-                "ratio": twin.ratio,
-            },
-            "self_attention": attention
-            and {
-                "attention": attention.convention,
-                "ann_pJ_per_block": attention.ann_pJ,
-                "spiking_pJ_per_block": attention.spiking_pJ,
-                "ratio": attention.ratio,
-            },
+            and dict(attention=twin.convention, macs=twin.macs, energy_mJ=twin.energy_mJ, ratio=twin.ratio),
+            "self_attention": twin
+            and dict(
+                attention=twin.convention,
+                ann_pJ_per_block=twin.attention_pJ,
+                spiking_pJ_per_block=twin.spiking_attention_pJ,
+                ratio=twin.attention_ratio,
+            ),
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},
@@ -134,7 +128,7 @@ def energy_dict(report: EnergyReport) -> dict[str, Any]:
 
 def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
     """The totals of one accounting mode."""
-    twin, attention = m.compare(report) or (None, None)
+    twin = m.compare(report)
     return {
         "mode": report.mode,
         "first_conv": report.first_conv,
@@ -142,7 +136,7 @@ def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
         "ac_operations": report.operations("AC"),
         "energy_mJ": report.total_mJ,
         "ann_ratio": twin and twin.ratio,
-        "self_attention_ratio": attention and attention.ratio,
+        "self_attention_ratio": twin and twin.attention_ratio,
     }
 
 
@@ -160,23 +154,12 @@ def rate_cells(rows: Sequence[FiringRow]) -> tables.Cells:
 def layer_cells(report: EnergyReport) -> tables.Cells:
     """Header and rows of the layers, in order of computation."""
     header = ["layer", "paper", "kind", "MACs/step", "steps", "rate", "formula", "exact", "charged", "energy", "share"]
-    total = report.total_pJ or 1.0
-    rows = [
-        [
-            row.name,
-            row.paper_name,
-            row.kind,
-            tables.count(row.macs_per_step),
-            str(row.steps),
-            f"{row.mean_rate:.4f}",
-            tables.count(row.formula_operations),
-            tables.count(row.exact_operations),
-            tables.count(row.operations),
-            tables.energy(row.energy_pJ),
-            f"{row.energy_pJ / total:.1%}",
-        ]
-        for row in report.rows
-    ]
+    rows = []
+    for row in report.rows:
+        known = [row.name, row.paper_name, row.kind, tables.count(row.macs_per_step), str(row.steps)]
+        counted = [tables.count(n) for n in (row.formula_operations, row.exact_operations, row.operations)]
+        energy = [tables.energy(row.energy_pJ), f"{row.energy_pJ / (report.total_pJ or 1.0):.1%}"]
+        rows.append([*known, f"{row.mean_rate:.4f}", *counted, *energy])
     return _without_empty(header, rows)
 
 
@@ -205,8 +188,8 @@ def total_cells(m: Measured) -> tables.Cells:
     for report in (m.energy, *m.others):
         cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
         cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
-        if compared := m.compare(report):
-            cells += [tables.ratio(compared[0].ratio, 2), tables.ratio(compared[1].ratio)]
+        if twin := m.compare(report):
+            cells += [tables.ratio(twin.ratio, 2), tables.ratio(twin.attention_ratio)]
         rows.append(cells)
     return header, rows
 
@@ -221,13 +204,12 @@ def totals_text(m: Measured) -> str:
         with_extras = m.energy.total_pJ + m.energy.extras_mJ * PJ_PER_MJ
         names = ", ".join(row.name for row in m.energy.extras)
         lines.append(f"with the extras ({names}): {tables.energy(with_extras)} (mode {m.energy.mode})")
-    if compared := m.compare(m.energy):
-        twin, attention = compared
+    if twin := m.compare(m.energy):
         lines += [
             f"ANN twin: {tables.count(twin.macs)} MACs once = {tables.energy(twin.energy_pJ)}, its attention "
             f"counted as {twin.formula}",
-            f"self-attention of the mean block (Q, K, V and f; no linear layer): {tables.energy(attention.ann_pJ)} in "
-            f"the ANN, {tables.energy(attention.spiking_pJ)} here (mode {m.energy.mode})",
+            f"self-attention of the mean block (Q, K, V and f; no linear layer): {tables.energy(twin.attention_pJ)} in "
+            f"the ANN, {tables.energy(twin.spiking_attention_pJ)} here (mode {m.energy.mode})",
         ]
     lines.append(f"costs: {m.energy.cost}; {DISCLAIMER}")
     return "\n".join(lines)
@@ -241,18 +223,12 @@ def part_cells(parts: Sequence[tuple[str, int, str, str]]) -> tables.Cells:
 
 def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
     """Header and rows of the sweep."""
-    header = ["T", "top-1 %", "mean firing rate", "energy", "latency per image"]
-    rows = [
-        [
-            str(point.time_steps),
-            f"{point.top1_percent:.2f}",
-            tables.rate(point.mean_firing_rate, 4),
-            tables.energy(point.energy_mJ * PJ_PER_MJ),
-            f"{point.latency_ms:.2f} ms",
-        ]
-        for point in points
-    ]
-    return header, rows
+    rows = []
+    for point in points:
+        energy, latency = tables.energy(point.energy_mJ * PJ_PER_MJ), f"{point.latency_ms:.2f} ms"
+        rate = tables.rate(point.mean_firing_rate, 4)
+        rows.append([str(point.time_steps), f"{point.top1_percent:.2f}", rate, energy, latency])
+    return ["T", "top-1 %", "mean firing rate", "energy", "latency per image"], rows
 
 
 def write_layers_csv(path: Path, report: EnergyReport) -> None:

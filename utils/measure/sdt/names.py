@@ -1,4 +1,4 @@
-"""V1's names: what the published code calls its spike tensors and layers, and what the paper calls them.
+"""What the published code of V1 calls its spike tensors and layers, and what the paper calls them.
 
 The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
 """
@@ -32,14 +32,9 @@ _IN_BLOCK = {
     "x_after_qkv": "SDSA output, masked V_S",
     "fc1_lif": "MLP layer 1",
     "fc2_lif": "MLP layer 2",
-    "attn.q_conv": "V_S",
-    "attn.k_conv": "Q_S",
-    "attn.v_conv": "K_S",
-    TOKEN_SUM: "sum of Q_S * K_S",
-    "attn.proj_conv": "linear",
-    "mlp.fc1_conv": "MLP layer 1",
-    "mlp.fc2_conv": "MLP layer 2",
 }
+_IN_BLOCK |= {part: _IN_BLOCK[tensor] for part, tensor in (QKV | ENTERED_BY).items()}  # a layer and its tensor
+_IN_BLOCK |= {TOKEN_SUM: "sum of Q_S * K_S", "attn.proj_conv": "linear"}
 _OTHERS = {POSITION_LAYER: "SPS position conv", HEAD_TENSOR: "head FC", HEAD_LAYER: "head FC"}
 _OTHERS |= {name: f"SPS Conv{i + 1}" for names in (STAGE_TENSORS, STAGE_LAYERS) for i, name in enumerate(names)}
 

@@ -10,24 +10,12 @@ of the rates of Q_S and K_S.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow
-from utils.measure.sdt.names import (
-    BLOCK_INPUT,
-    ENTERED_BY,
-    HEAD_LAYER,
-    HEAD_TENSOR,
-    POSITION_LAYER,
-    QKV,
-    STAGE_LAYERS,
-    STAGE_TENSORS,
-    TOKEN_SUM,
-    layer,
-    paper_name,
-    tensor,
-)
+from utils.measure.sdt import names
+from utils.measure.sdt.names import QKV, STAGE_LAYERS, STAGE_TENSORS, layer, paper_name, tensor
 from utils.measure.sdt.shape import SdtShape
 
 Rates = Mapping[str, list[float]]
@@ -74,9 +62,9 @@ READINGS = (
 
 def rate_names(shape: SdtShape) -> list[str]:
     """The spike tensors whose rates the formulas need."""
-    parts = (BLOCK_INPUT, *QKV.values(), *ENTERED_BY.values())
+    parts = (names.BLOCK_INPUT, *QKV.values(), *names.ENTERED_BY.values())
     blocks = [tensor(block, part) for block in range(shape.depths) for part in parts]
-    return [*STAGE_TENSORS, *blocks, *([HEAD_TENSOR] if shape.num_classes else [])]
+    return [*STAGE_TENSORS, *blocks, *([names.HEAD_TENSOR] if shape.num_classes else [])]
 
 
 def check_rates(shape: SdtShape, rates: Rates, place: str) -> int:
@@ -109,17 +97,17 @@ def charged_rates(shape: SdtShape, rates: Rates, reading: Reading = PAPER_READIN
         growth = _POOL_GROWTH[i - 1] if reading.stages == "pooled" and shape.pools(i - 1) else 1.0
         source = stages[i] if reading.stages == "own" else stages[i - 1]
         charged[STAGE_LAYERS[i]] = [min(1.0, growth * rate) for rate in source]
-    charged[POSITION_LAYER] = rates[tensor(0, BLOCK_INPUT)] if reading.position == "own" else stages[3]
+    charged[names.POSITION_LAYER] = rates[tensor(0, names.BLOCK_INPUT)] if reading.position == "own" else stages[3]
     for block in range(shape.depths):
         outputs = [rates[tensor(block, part)] for part in QKV.values()]
         mean = [sum(step) / 3 for step in zip(*outputs, strict=True)]
         for part in QKV:
-            charged[layer(block, part)] = mean if reading.qkv == "mean" else rates[tensor(block, BLOCK_INPUT)]
-        charged[layer(block, TOKEN_SUM)] = token_sum_rate(block, rates)
-        for part, entering in ENTERED_BY.items():
+            charged[layer(block, part)] = mean if reading.qkv == "mean" else rates[tensor(block, names.BLOCK_INPUT)]
+        charged[layer(block, names.TOKEN_SUM)] = token_sum_rate(block, rates)
+        for part, entering in names.ENTERED_BY.items():
             charged[layer(block, part)] = rates[tensor(block, entering)]
     if shape.num_classes:
-        charged[HEAD_LAYER] = rates[HEAD_TENSOR]
+        charged[names.HEAD_LAYER] = rates[names.HEAD_TENSOR]
     return charged
 
 
@@ -131,23 +119,16 @@ def paper_energy(
     The q, k, v convs are charged at the rate of their *outputs* in the published reading, which is far below the
     rate of the spikes that enter them.
     """
-    sums = {layer(block, TOKEN_SUM): shape.tokens * shape.channels for block in range(shape.depths)}
-    macs = shape.macs() | sums
+    macs = shape.macs() | {
+        layer(block, names.TOKEN_SUM): shape.tokens * shape.channels for block in range(shape.depths)
+    }
     rows = []
     for name, rate in charged_rates(shape, rates, reading).items():
-        kind = "MAC" if name == STAGE_LAYERS[0] else "AC"
-        operations = macs[name] * sum(rate)
+        kind, formula, charged = "AC", macs[name] * sum(rate), "MACs x rate of supplement S1"
+        if name == STAGE_LAYERS[0]:
+            kind = "MAC"
         row = EnergyRow(
-            name=name,
-            paper_name=paper_name(name),
-            kind=kind,
-            macs_per_step=macs[name],
-            steps=len(rate),
-            rate=rate,
-            formula_operations=operations,
-            operations=operations,
-            energy_pJ=operations * cost.of(kind),
-            charged="MACs x rate of supplement S1",
+            name, kind, formula, formula * cost.of(kind), charged, paper_name(name), formula_operations=formula
         )
-        rows.append(row)
+        rows.append(replace(row, macs_per_step=macs[name], steps=len(rate), rate=rate))
     return EnergyReport("paper", reading.cells()[0], cost, len(rates[STAGE_TENSORS[0]]), rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.measure.energy import Cost, EnergyReport
-from utils.measure.sdt.ann_twin import AnnTwin, AttentionComparison, compare
+from utils.measure.sdt.ann_twin import Comparison, compare
 from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, check_rates, paper_energy
 from utils.measure.sdt.shape import SdtShape
 
@@ -79,14 +79,9 @@ class ChargedRates:
         """Multiply-accumulates of all Conv and Linear layers in one step."""
         return sum(self.file.shape.macs().values())
 
-    def compare(self, convention: str) -> tuple[AnnTwin, AttentionComparison]:
-        """The ANN twin, and self-attention alone, beside the chosen reading."""
-        return compare(self.file.shape, self.chosen, convention)
-
-    def compare_entering(self, convention: str) -> AttentionComparison:
-        """Self-attention alone, with q, k and v charged at the rates of the spikes that enter them."""
-        entering = paper_energy(self.file.shape, self.file.rates, READINGS[-1], self.cost)
-        return compare(self.file.shape, entering, convention)[1]
+    def compare(self, convention: str, report: EnergyReport | None = None) -> Comparison:
+        """The ANN twin beside a reading, by default the chosen one."""
+        return compare(self.file.shape, report or self.chosen, convention)
 
 
 def charge(path: str, cost: Cost) -> ChargedRates:

@@ -13,9 +13,6 @@ from typing import Any
 from utils.errors import UserError
 from utils.measure.sdt.names import ENTERED_BY, HEAD_LAYER, POSITION_LAYER, QKV, STAGE_LAYERS, layer
 
-# A size -> what the model's attribute is called, where that differs.
-_ATTRIBUTES = {"mlp_ratio": "mlp_ratios"}
-
 
 @dataclass(frozen=True)
 class SdtShape:
@@ -33,10 +30,10 @@ class SdtShape:
     @staticmethod
     def of(model: Any, height: int, width: int) -> SdtShape | None:
         """The sizes that `model` names, for images of height x width; None if it does not name all of them."""
-        names = [f.name for f in fields(SdtShape) if f.name not in ("height", "width")]
-        sizes = {name: getattr(model, _ATTRIBUTES.get(name, name), None) for name in names}
+        sizes = {f.name: getattr(model, f.name, None) for f in fields(SdtShape)}
+        sizes |= {"mlp_ratio": getattr(model, "mlp_ratios", None), "height": height, "width": width}
         try:
-            return SdtShape.read(sizes | {"height": height, "width": width}, "")
+            return SdtShape.read(sizes, "")
         except UserError:
             return None
 
@@ -54,7 +51,7 @@ class SdtShape:
             if name == "pooling_stat":
                 if not isinstance(value, str) or not re.fullmatch("[01]{4}", value):
                     raise UserError(f"{place}: pooling_stat {value!r} must be four characters 0 or 1, in quotes")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < (name != "num_classes"):
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or value <= -(name == "num_classes"):
                 raise UserError(f"{place}: model size {name} is {value!r}; give a positive number")
         return SdtShape(**mapping)
 
@@ -81,12 +78,12 @@ class SdtShape:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, positions of the feature map after all pools."""
         return self._grid(4)
 
     @property
     def channels(self) -> int:
-        """D."""
+        """D, channels of a token."""
         return self.embed_dims
 
     @property
