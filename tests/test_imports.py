@@ -32,27 +32,7 @@ COMMANDS = {"prepare"}  # `python -m utils.NAME`: may import all of utils
 ACCELERATE, BUILD = "module/accelerate.py", "utils/run/build.py"
 FAMILY = "utils/measure/family.py"
 # (file, what it imports against a rule): pairs that still have to go.
-EXCEPTIONS: set[tuple[str, str]] = {
-    ("firing_num.py", "utils.measure.sdt.rates_file"),
-    ("model.py", "module.sparse.conv"),
-    ("model.py", "module.sparse.inference"),
-    ("module/attention.py", "module.kernels.attention"),
-    ("module/attention.py", "module.kernels.fused"),
-    ("module/mlp.py", "module.kernels.fused"),
-    ("module/neuron.py", "module.kernels.cpu"),
-    ("module/neuron.py", "module.kernels.lif"),
-    ("module/neuron.py", "module.kernels.lif_triton"),
-    ("module/sps.py", "module.kernels.fused"),
-    ("utils/measure/energy.py", "utils.measure.sdt.shape"),
-    ("utils/measure/energy_extras.py", "utils.measure.sdt.shape"),
-    ("utils/measure/firing.py", "utils.report.tables"),
-    ("utils/measure/measurement.py", "utils.measure.sdt.ann_twin"),
-    ("utils/measure/measurement.py", "utils.measure.sdt.paper_energy"),
-    ("utils/measure/measurement.py", "utils.measure.sdt.shape"),
-    ("utils/measure/sdt/rates_file.py", "utils.report.report"),
-    ("utils/report/files.py", "utils.measure.sdt.rates_file"),
-    ("utils/report/report.py", "utils.measure.sdt.ann_twin"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 def imported(path):
