@@ -293,6 +293,11 @@ class Config:
         return self.dataset in EVENT_MODE_DATASETS if self.dvs_mode is None else self.dvs_mode
 
     @property
+    def mixes(self) -> bool:
+        """Whether training batches are mixed, by mixup or cutmix."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
     def plugin_modules(self) -> tuple[str, ...]:
         """The names under which the plugins are imported."""
         return tuple(Path(path).stem for path in self.plugin or ())

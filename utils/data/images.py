@@ -48,7 +48,7 @@ class DigitsDataset:
     """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
 
     def __init__(self, file: Path, *, train: bool) -> None:
-        # Opened here: of a damaged file, numpy would leave the closing to chance.
+        # Opened here, because numpy does not close a damaged file.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             chosen = content["is_test"] != train
             # 17 grey levels to 0..255: paper is 0, full ink is 255.

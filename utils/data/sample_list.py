@@ -1,7 +1,7 @@
-"""`train_split_path`: a text file that says which training samples are used.
+"""The setting `train_split_path`: a text file that lists the training samples to use.
 
-One sample per line: its number in the data set's own order (from 0), or its name where samples have one: the
-path below the split's folder (<class>/<image>), in tars <tar>/<path>, in WebDataset shards <shard>/<key>.
+One sample per line: its number in the order of the data set (from 0), or its name where samples have one: the path
+below the folder of the split (<class>/<image>), in tars <tar>/<path>, in WebDataset shards <shard>/<key>.
 """
 
 from __future__ import annotations

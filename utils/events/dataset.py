@@ -1,4 +1,4 @@
-"""Event data sets: frames of each sample, from whichever files there are, and what a sample goes through.
+"""Event data sets: frames of each sample, from the files that there are, and their transform.
 
 Samples are (frames, class index). Frames are [T, 2, H, W], OFF before ON: event counts, not normalised.
 """
@@ -34,7 +34,7 @@ _IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
 class EventDataset:
     """One part of an event data set.
 
-    samples:   paths relative to wherever `read` looks them up, and class indices
+    samples:   paths below the folder from which `read` reads, and class indices
     read:      sample -> frames [T, 2, H, W] of any number type
     transform: frames -> what the loader stacks
     """
@@ -63,7 +63,7 @@ class EventDataset:
 
 
 class FrameTransform:
-    """Resize (without antialias, as published), augment, and convert to the type that travels to the device."""
+    """Resize (without antialias, as published), augment, and convert to the type that is sent to the device."""
 
     def __init__(self, height: int, width: int, operations: list[Operation], wire: str) -> None:
         self.size, self.operations = [height, width], operations
@@ -86,7 +86,7 @@ class FrameTransform:
 
 
 def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> EventDataset:
-    """Open one part of an event data set, made or converted where that is still to be done.
+    """Open one part of an event data set; what still has to be made or converted is done first.
 
     Args:
         size: C, H, W that the model takes.
@@ -133,7 +133,7 @@ def check_split_name(name: str, source: EventSource, dataset: str) -> None:
 def _open_events(
     cfg: Config, source: EventSource, root: Path, *, dropping: bool
 ) -> tuple[Split, Callable[[Sample], Tensor]]:
-    """The split, and what reads a sample; with `dropping` its frames are made anew each time."""
+    """The split, and what reads a sample; with `dropping` it makes the frames from the events, each time."""
     steps = cfg.time_steps
     if source.make or (cfg.dataset_download and not (root / EVENTS).is_dir()):
         prepare_events(source, root, download=cfg.dataset_download)
@@ -142,7 +142,7 @@ def _open_events(
         samples = event_samples(source, root)
         if not dropping:
             make_frames(root, samples, steps, source.side)
-    elif folder.is_dir() and not dropping:  # somebody kept the frames only
+    elif folder.is_dir() and not dropping:  # the events were deleted
         samples = list_samples(folder, source.folders)
         check_complete(source, root, folder, samples)
     else:

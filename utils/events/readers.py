@@ -1,7 +1,7 @@
 """How the frames of one sample are read: from frames made before, from its events, or from a `.pt` file.
 
-Each reader is called with a sample and gives counts [T, 2, H, W], OFF before ON, as float32. They are plain objects, so
-that they can be sent to the loader's processes.
+Each reader is called with a sample and gives counts [T, 2, H, W], OFF before ON, as float32. The loader sends them to
+its processes, so they are objects that can be pickled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CIFAR10-DVS as `.pt` files, the form that came with temporal efficient training (TET, Deng et al., ICLR 2022).
+"""CIFAR10-DVS as `.pt` files, the format used by temporal efficient training (TET, Deng et al., ICLR 2022).
 
 `train/<i>.pt` and `test/<i>.pt`, i from 0 without gaps, each a pair: counts [2, H, W, T] and label [1]. Labels are
 inside the files; `tet_labels.json` keeps them, so that only the first opening reads every file.
@@ -40,7 +40,7 @@ def read_tet(path: Path) -> tuple[Tensor, int]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the restricted unpickler meets in bytes that are no such file
+    except Exception as error:  # bytes that are no such file raise many kinds of error
         raise UserError(f"{path} is damaged or holds more than tensors ({first_line(error)}); replace it") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], Tensor):
         raise UserError(f"{path} holds no pair of counts [2, H, W, T] and label; replace it")
@@ -112,7 +112,7 @@ def _read_labels(root: Path, part: str, count: int) -> list[int]:
 
 
 def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: int) -> None:
-    """Write the `.pt` files of `split` from `events_np`; an interrupted run is finished, nothing is overwritten."""
+    """Write the `.pt` files of `split` from `events_np`; continues an interrupted run, and overwrites nothing."""
     path = root / LABELS
     plan: dict[str, Any] = {
         "complete": False,

@@ -1,4 +1,4 @@
-"""What a person sees while a script works: the log in the terminal, and how far it is."""
+"""What the terminal shows while a script runs: the log, and how much is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def setup_logging(process: Process) -> None:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it: 0:00:12."""
+    """Seconds as hours, minutes and seconds: 0:00:12."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -47,7 +47,7 @@ def peak_memory(device: torch.device) -> str:
 
 
 class Progress:
-    """Shows how far an epoch is: one live line in a terminal, a log line now and then elsewhere.
+    """Shows how much of an epoch is done: a progress bar in a terminal, else a log line from time to time.
 
     Args:
         title: what is shown first.

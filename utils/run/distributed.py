@@ -45,7 +45,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the user."""
+        """Whether this process writes the files and prints messages."""
         return self.rank == 0
 
     def sum(self, *counts: float) -> list[float]:
@@ -62,7 +62,7 @@ class Process:
         return values.cpu()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all get the same answer."""
+        """Whether `flag` is true in any process; the answer is the same in all of them."""
         if self.world_size == 1:
             return flag
         raised = torch.tensor(int(flag))
@@ -70,12 +70,12 @@ class Process:
         return bool(raised)
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process rank 0's running statistics of `module`, on whatever device they are."""
+        """Copy rank 0's running statistics of `module` to every process; they may be on any device."""
         if self.world_size == 1:
             return
         for buffer in module.buffers():
@@ -103,10 +103,10 @@ class Process:
 
 @contextlib.contextmanager
 def distributed(cfg: Config) -> Iterator[Process]:
-    """Join the process group that a launcher's environment describes, and always leave it again.
+    """Join the process group that the environment of a launcher describes, and leave it at the end.
 
-    When a process fails, the launcher ends the others; the first one to fail shows its error, the rest, which
-    fail because of it, stay silent.
+    When a process fails, the launcher ends the others. The first one to fail shows its error; the others, which fail
+    because of it, show none.
 
     Raises:
         UserError: no such device, or two processes on one GPU.
@@ -133,7 +133,7 @@ def distributed(cfg: Config) -> Iterator[Process]:
         control = dist.new_group(backend="gloo")
         assert isinstance(control, dist.ProcessGroup)
         yield Process(rank, world_size, device, control)
-        # The process that holds the store must not leave before the others are done with it.
+        # The process that holds the store must not end while the others still use it.
         dist.barrier(group=control)
     except Stopped:
         # All processes stop together.
@@ -152,13 +152,13 @@ def _is_first_to_fail(store: dist.Store) -> bool:
     try:
         return store.add("failures", 1) == 1
     except RuntimeError:
-        # The process that held the store is gone, so it failed before.
+        # The process that held the store has ended, so it failed before this one.
         return False
 
 
 def find_place(local_rank: int = 0) -> Place:
-    """Read the launcher's environment: torchrun's and torch.distributed.launch's variables, else those of a SLURM
-    step, else a single process.
+    """Read the environment: the variables of torchrun and torch.distributed.launch, else those of a SLURM step, else
+    there is a single process.
 
     Args:
         local_rank: what an old launcher passed as an option, where the environment has no LOCAL_RANK.

@@ -1,4 +1,4 @@
-"""Looking at what passes through a model from outside: forward hooks that are gone again, whatever happens."""
+"""Forward hooks on a model that are removed again, also after an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hooked(modules: Mapping[str, nn.Module], make: Callable[[str], ForwardHook])
 
 
 class Recorder(ABC):
-    """Keeps its hooks on some modules while it is entered, and what they recorded after that."""
+    """Has hooks on some modules while it is entered, and keeps what they recorded."""
 
     @abstractmethod
     def _attached(self) -> contextlib.AbstractContextManager[None]:

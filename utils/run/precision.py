@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from utils.config.settings import Config
 
 
-# Loss scaling answers a gradient that is not finite by leaving the update out and halving its scale. Float16 reaches
-# from 2**-24 to 2**16: after 40 halvings, all that fitted at the last update and was too large since would be too
-# small, so that no scale can help any more.
+# When a gradient is not finite, loss scaling skips the update and halves its scale. Float16 has numbers from 2**-24 to
+# 2**16: after 40 halvings, a gradient that was just small enough at the last update has become 0.
 MOST_SKIPPED_UPDATES = 40
 
 
@@ -31,8 +30,8 @@ class Precision:
         UserError: float16 on a CPU, where fast kernels are missing.
 
     Attributes:
-        skipped_updates: how many updates loss scaling left out in a row, up to the last one; a number on the device,
-            since reading it makes the host wait. It stays at 0 without loss scaling.
+        skipped_updates: how many updates in a row loss scaling has skipped until now; on the device, since reading it
+            makes the host wait. Without loss scaling it stays 0.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
@@ -52,7 +51,7 @@ class Precision:
 
     @property
     def activation_dtype(self) -> torch.dtype:
-        """The type of what convolutions and linear layers hand on."""
+        """The type of the outputs of convolutions and linear layers."""
         return self.dtype if self.enabled else torch.float32
 
     def autocast(self) -> torch.autocast:

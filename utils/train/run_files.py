@@ -37,8 +37,8 @@ class RunLog:
     Args:
         folder: exists already.
         cfg: written to args.yaml, and into the TensorBoard files.
+        start_epoch: rows of the summaries from this epoch on are deleted, since these epochs are run again.
         parts: how each part of the model runs, written to parts.txt.
-        start_epoch: rows of the summaries from this epoch on belong to work that is done again, and are dropped.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed.
@@ -104,7 +104,7 @@ def _start_wandb(cfg: Config, folder: Path) -> Any:
 
 
 def _keep_rows_before(path: Path, epoch: int, epoch_of: Callable[[str], Any]) -> None:
-    """Drop the lines of a summary from `epoch` on, and a last line that a killed process left torn."""
+    """Delete the lines of a summary from `epoch` on, and a last line that a killed process did not finish."""
     if not path.exists():
         return
     kept = []
