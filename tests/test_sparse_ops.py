@@ -16,7 +16,7 @@ from module.kernels import native
 from module.sparse import crossover as event_crossover
 from module.sparse import library as event_kernels
 from module.sparse import ops as event_ops
-from module.sparse.ops import sparse_conv2d, sparse_linear, pack_spikes, unpack_spikes
+from module.sparse.ops import pack_spikes, sparse_conv2d, sparse_linear, unpack_spikes
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the engine falls back to dense layers"
