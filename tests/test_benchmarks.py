@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import load_json
 
-from benchmarks import compare, measure, sizes
+from benchmarks import children, compare, measure, sizes
 from benchmarks.candidates import Candidate
 
 
@@ -49,7 +49,7 @@ def test_counted_work_is_that_of_the_paper(size, name):
 
 def test_a_failing_child_is_reported_with_its_message():
     with pytest.raises(RuntimeError, match="No module named"):
-        measure.in_child("benchmarks.no_such_benchmark", [])
+        children.in_child("benchmarks.no_such_benchmark", [])
 
 
 def test_training_step_and_evaluation_of_each_kind_agree_on_the_loss():

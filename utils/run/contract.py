@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from utils.data.datasets import dataset_facts, resolve_data
@@ -46,7 +47,7 @@ _METHODS = ("spike_sources", "set_grad_checkpointing", "fuse", "reset_classifier
 def check_contract(cfg: Config, model: nn.Module, device: torch.device) -> None:
     """Find out with one small forward pass whether `model`, which is on `device`, can be trained and measured.
 
-    Weights, running statistics, modes and random states stay as they were.
+    Weights, running statistics, modes and random states stay as they were; neurons are reset.
 
     Raises:
         UserError: something is missing; the message lists all of it.
@@ -105,6 +106,8 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+            if isinstance(module, MemoryModule):  # SpikingJelly's nodes keep their state from call to call
+                module.reset()
 
 
 def _wrong_output(cfg: Config, output: Any) -> Iterator[str]:
