@@ -97,8 +97,8 @@ class _Draft:
         Raises:
             UserError: there are problems; it lists them all, one per line.
         """
-        older = max((self.sources[name] for name in OLDER_NAMES_OF_AMP if self.values.get(name)), default=Source.DEFAULT)
-        if older > self.sources.get("amp", Source.DEFAULT):
+        older = [self.sources[name] for name in OLDER_NAMES_OF_AMP if self.values.get(name)]
+        if max(older, default=Source.DEFAULT) > self.sources.get("amp", Source.DEFAULT):
             self.values["amp"] = True
         cfg = Config(**self.values, explicit=frozenset(self.places))
         # A rule on a value that could not be read would complain about its default.
