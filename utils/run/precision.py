@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils.agc import adaptive_clip_grad
+from timm.utils.clip_grad import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -64,7 +64,7 @@ class Precision:
         """Unscale, clip and apply the gradients, then clear them."""
         if self.clip_grad is not None:
             self.scaler.unscale_(optimizer)
-            self._clip(list(model.parameters()), self.clip_grad)
+            dispatch_clip_grad(list(model.parameters()), self.clip_grad, mode=self.clip_mode)
         scale = self._scale()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -75,14 +75,6 @@ class Precision:
         scaled = self.scaler.scale(self._one)  # get_scale() would wait for the device
         assert isinstance(scaled, Tensor)
         return scaled
-
-    def _clip(self, parameters: list[nn.Parameter], threshold: float) -> None:
-        if self.clip_mode == "norm":
-            torch.nn.utils.clip_grad_norm_(parameters, threshold)
-        elif self.clip_mode == "value":
-            torch.nn.utils.clip_grad_value_(parameters, threshold)
-        else:
-            adaptive_clip_grad([p for p in parameters if p.grad is not None], threshold)
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()
