@@ -54,6 +54,7 @@ def measure(cfg: Config, process: Process) -> int:
     from utils.report.attention_picture import attention_picture
     from utils.report.files import facts_of, show, write_report
     from utils.report.report import Report
+    from utils.run.build import rows
     from utils.run.plugins import import_plugins, say_what_changed
 
     import_plugins(cfg.plugin)
@@ -76,6 +77,7 @@ def measure(cfg: Config, process: Process) -> int:
         return 0
     title, facts = f"{cfg.model} on {cfg.dataset}", facts_of(measurement)
     report = Report(title, measured, facts, verification=proof, sweep=points, attention_maps=maps)
+    report.parts = rows(measurement.model)
     show(report)
     write_report(report, folder)
     return 0 if proof is None or proof.passed else 1

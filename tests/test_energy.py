@@ -10,7 +10,7 @@ from golden import FORWARD_FILES, load_json, load_tensors, model_arguments, unde
 from test_synapses import Multi, tiny_sdt
 from torch import nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
 from utils.measure.energy_extras import extra_rows, memory_bytes
 from utils.measure.firing import FiringRecorder
@@ -256,7 +256,7 @@ def test_a_silent_network_has_no_ratio():
 @pytest.mark.parametrize("name", FORWARD_FILES)
 def test_published_models_are_spike_driven(name):
     meta, tensors = load_tensors(name)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]))
+    model = sdt(**model_arguments(meta["cfg"]))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in under(tensors, "state").items()})
     proof = verify_spike_driven(model.eval(), tensors["input"][:2].float())
     assert proof.passed, proof.lines()

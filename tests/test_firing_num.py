@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import firing_num
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.data.facts import DataSettings
 from utils.errors import UserError
 from utils.measure.attention_map import attention_maps
@@ -43,7 +43,7 @@ workers: 0
 
 def fresh_weights(seed):
     torch.manual_seed(seed)
-    model = SpikeDrivenTransformer(16, 16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, mlp_ratios=2,
+    model = sdt(img_size=16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, mlp_ratios=2,
                                    depths=2, T=3, pooling_stat="0011")  # fmt: skip
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -235,7 +235,7 @@ def test_attention_maps_of_image_files(folder, full):
 
 
 def test_attention_maps_are_mean_rates_per_token():
-    model = SpikeDrivenTransformer(16, 16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=2, T=3,
+    model = sdt(img_size=16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=2, T=3,
                                    pooling_stat="0001")  # fmt: skip
     weights = {k: v for k, v in fresh_weights(0).items() if v.shape == model.state_dict()[k].shape}
     model.load_state_dict(weights, strict=False)
@@ -320,7 +320,7 @@ def test_a_folder_of_images_at_the_large_size(folder):
         Image.effect_noise((330, 340), 80).save(path / "1.png")
     torch.manual_seed(0)
     sizes = dict(num_classes=2, embed_dims=8, num_heads=2, mlp_ratios=2, depths=1, T=3, pooling_stat="1111")
-    torch.save({"state_dict": SpikeDrivenTransformer(**sizes).state_dict()}, folder / "large.pth.tar")
+    torch.save({"state_dict": sdt(**sizes).state_dict()}, folder / "large.pth.tar")
     _, report = run(folder, "large", "--dataset", "folder", "--data-dir", str(folder / "images"), "--large-valid",
                     "--resume", str(folder / "large.pth.tar"), "--num-classes", "2", "--in-channels", "3", "--dim", "8",
                     "--layer", "1", "--pooling-stat", "1111", "--img-size", "224")  # fmt: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden import load_json, load_tensors, model_arguments, under
 from torch import nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.config.parse import config_from, load_yaml
 from utils.config.settings import SETTINGS
 from utils.errors import UserError
@@ -53,7 +53,7 @@ def test_each_published_configuration_has_its_published_learning_rates(name, dum
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_thirty_steps_follow_the_published_loss_trajectory(name):
     meta, tensors = load_tensors(f"trajectory_{name}")
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model = sdt(**model_arguments(meta["cfg"])).double()
     model.load_state_dict(under(tensors, "init"), strict=True)
     optimizer = make_optimizer(config_from({key: meta[key] for key in ("opt", "weight_decay", "lr")}), model.train())
     losses = []
@@ -75,7 +75,7 @@ def test_thirty_steps_follow_the_published_loss_trajectory(name):
 
 
 def test_biases_and_one_dimensional_tensors_are_not_decayed_and_unused_parameters_left_out():
-    model = SpikeDrivenTransformer(16, 16, embed_dims=16, depths=1, pooling_stat="0011", spike_mode="plif")
+    model = sdt(img_size=16, embed_dims=16, depths=1, pooling_stat="0011", spike_mode="plif")
     optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.06}), model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from module.neuron import sj_neuron
 from utils.measure.firing import FiringRecorder
 from utils.measure.sdt.names import token_sums
@@ -29,7 +29,7 @@ def tiny_sdt(**changes):
     """An untrained network small enough for loops, with weights that make every layer fire."""
     torch.manual_seed(0)
     sizes = dict(img_size_h=8, img_size_w=8, in_channels=1, num_classes=3, embed_dims=8, num_heads=2, depths=1)
-    model = SpikeDrivenTransformer(**(sizes | dict(T=3, mlp_ratios=2, pooling_stat="0100") | changes))
+    model = sdt(**(sizes | dict(T=3, mlp_ratios=2, pooling_stat="0100") | changes))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.7)

@@ -92,7 +92,7 @@ class SparseInference(Substitute):
 
     @staticmethod
     def model_class() -> type[nn.Module]:
-        return importlib.import_module("model").SpikeDrivenTransformer  # type: ignore[no-any-return]
+        return importlib.import_module("model").SpikeDrivenTransformer
 
     def additions(self) -> dict[str, int]:
         """Additions of weights each layer did since construction; a layer computed densely adds none."""

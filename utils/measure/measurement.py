@@ -22,7 +22,7 @@ from utils.measure.family import Comparison, Family, family_of
 from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
-from utils.run.build import build_model, check_neurons
+from utils.run.build import build_model, make_faster
 from utils.run.checkpoint import load_weights
 from utils.run.console import Progress
 from utils.run.contract import check_contract
@@ -78,13 +78,12 @@ class Measurement:
         self.process = process
         self.model = build_model(cfg)
         self.precision = Precision(cfg, process.device)
-        proof = [torch.float64] if cfg.verify else []  # see utils.measure.verify
-        check_neurons(self.model, process.device, self.precision.activation_dtype, *proof)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
         self.model.to(process.device)
         if cfg.channels_last:
             self.model.to(memory_format=torch.channels_last)
         check_contract(cfg, self.model, process.device)
+        make_faster(cfg, self.model, process, self.precision, training=False)
         self.data: DataSettings = resolve_data(cfg)
         self.cost = chosen_cost(cfg)
         self.mode = cfg.energy_mode

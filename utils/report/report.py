@@ -37,7 +37,7 @@ class Report:
     sweep: list[SweepPoint] = field(default_factory=list)
     attention_maps: list[str] = field(default_factory=list)  # file names
     # How each part of the model ran: kind of part, how many, what ran, why nothing faster.
-    parts: list[tuple[str, int, str, str]] = field(default_factory=list)
+    parts: Sequence[tuple[str, int, str, str]] = ()
 
     def accuracy_line(self) -> str:
         found = self.measured.accuracy

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from module.accelerate import accelerate, for_evaluation, rows
 from utils.errors import UserError
 from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
@@ -18,6 +19,9 @@ from utils.run.partial import load_partial
 if TYPE_CHECKING:
     from utils.config.settings import Config
     from utils.run.distributed import Process
+    from utils.run.precision import Precision
+
+__all__ = ["for_evaluation", "rows"]  # for the rest of utils, which does not import module
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -36,33 +40,35 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def check_neurons(model: nn.Module, device: torch.device, *dtypes: torch.dtype) -> None:
-    """Find out before the first batch whether the neurons' backend runs on `device` with inputs of these types.
+def make_faster(cfg: Config, model: nn.Module, process: Process, precision: Precision, *, training: bool) -> None:
+    """Attach the faster ways that the settings allow, each after its proof; all processes attach the same.
+
+    Args:
+        model: on its device, and in all else as it will run.
+        training: whether it will be trained, or only evaluated.
 
     Raises:
-        UserError: it does not, with the reason.
+        UserError: `neuron_backend` names one that cannot run here, with the reason.
     """
-    for module in model.modules():
-        # What `auto` chooses runs; asking would load, or compile, its kernels.
-        if getattr(module, "backend_choice", "auto") == "auto":
-            continue
-        for dtype in dtypes:
-            try:
-                module.backend_for(torch.empty(1, device=device, dtype=dtype))  # type: ignore[operator]
-            except ValueError as error:
-                raise UserError(f"neuron_backend: {error}") from error
+    try:
+        accelerate(
+            model,
+            kernels=cfg.kernels,
+            neuron_backend=cfg.neuron_backend,
+            engine=cfg.engine,
+            bf16_input_grad=cfg.bf16_input_grad,
+            amp_dtype=precision.dtype if precision.enabled else None,
+            training=training,
+            agree=process.first_reasons,
+        )
+    except ValueError as error:
+        raise UserError(f"neuron_backend: {error}") from error
 
 
-def for_evaluation(model: nn.Module) -> nn.Module:
-    """What evaluates the weights that `model` has now fastest: `model` itself where it knows nothing faster."""
-    faster = getattr(model, "for_evaluation", None)
-    result = model if faster is None else faster()
-    assert isinstance(result, nn.Module)
-    return result
-
-
-def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tuple[nn.Module, list[nn.Module]]:
-    """Initial weights, BatchNorm variants, frozen parts, device and layout; the model and its frozen modules.
+def prepare_for_training(
+    cfg: Config, model: nn.Module, process: Process, precision: Precision
+) -> tuple[nn.Module, list[nn.Module]]:
+    """Initial weights, BatchNorm variants, frozen parts, device, layout, faster ways; the model and its frozen modules.
 
     Raises:
         UserError: the initial checkpoint cannot be loaded, or the model lacks something that is needed.
@@ -87,11 +93,22 @@ def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tup
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)
     check_contract(cfg, model, process.device)
+    make_faster(cfg, model, process, precision, training=True)
     if cfg.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise UserError(f"grad_checkpointing: model {cfg.model} has no set_grad_checkpointing; leave it out")
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     return model, frozen
+
+
+def parts_in_words(model: nn.Module) -> str:
+    """How each part of a model runs, and why not faster, in a line each."""
+    found = rows(model)
+    wide = max((len(row.part) for row in found), default=0)
+    return "\n".join(
+        f"{row.number:4} x {row.part:{wide}}  {row.runs_as}{f' ({row.why_not_faster})' if row.why_not_faster else ''}"
+        for row in found
+    )
 
 
 def with_sizes_of(cfg: Config, model: nn.Module) -> Config:

@@ -83,6 +83,14 @@ class Process:
             dist.broadcast(value, src=0, group=self.control)
             buffer.copy_(value)
 
+    def first_reasons(self, mine: dict[str, str | None]) -> dict[str, str | None]:
+        """For each key the reason that the first process with one gives; None where none has any."""
+        if self.world_size == 1:
+            return mine
+        all_of_them: list[dict[str, str | None]] = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(all_of_them, mine)
+        return {key: next((found[key] for found in all_of_them if found.get(key)), None) for key in mine}
+
     def gather(self, value: float) -> list[float]:
         """The value of each process, by rank, in every process."""
         if self.world_size == 1:

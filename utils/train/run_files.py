@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.csv"
 SUMMARY_LINES = "summary.jsonl"
 ARGS = "args.yaml"
+PARTS = "parts.txt"
 LOG = "log.txt"
 
 _FLOAT_FORMAT = "{:.10g}"
@@ -37,12 +38,13 @@ class RunLog:
         folder: exists already.
         cfg: written to args.yaml, and into the TensorBoard files.
         start_epoch: rows of the summaries from this epoch on are deleted, since these epochs are run again.
+        parts: how each part of the model runs, written to parts.txt.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, cfg: Config, start_epoch: int) -> None:
+    def __init__(self, folder: Path, cfg: Config, start_epoch: int, parts: str = "") -> None:
         self.folder = folder
         self._wandb = _start_wandb(cfg, folder) if cfg.log_wandb else None  # first: the package may be missing
         self._handler = logging.FileHandler(folder / LOG)
@@ -50,6 +52,7 @@ class RunLog:
         logger.addHandler(self._handler)
         config_text = to_yaml(cfg)
         (folder / ARGS).write_text(config_text)
+        (folder / PARTS).write_text(f"{parts}\n")
         keep_copies(folder)
         _keep_rows_before(folder / SUMMARY, start_epoch, lambda line: line.split(",")[0])
         _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from utils.config.settings import SETTINGS, TRAIN
 from utils.errors import NonFiniteError, UserError
+from utils.run.build import rows
 from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
 from utils.run.console import logger
 from utils.run.plugins import record, say_what_changed
@@ -66,6 +67,7 @@ class RunState:
             "versions": versions(),
             "git_commit": git_commit(),
             "plugins": record(),
+            "parts": [tuple(row) for row in rows(self.model)],
         }
         if self.ema is not None:
             state["state_dict_ema"] = self.ema.module.state_dict()
@@ -115,6 +117,8 @@ class RunState:
         if differences := _differences(then, cfg):
             logger.warning(f"warning: settings that differ from those in {path}: {'; '.join(differences)}")
         say_what_changed(content, path)
+        if changes := _otherwise(content.get("parts") or (), rows(self.model)):
+            logger.warning(f"warning: going on with parts that run otherwise than in {path}: {'; '.join(changes)}")
         self._restore_optimizer(content["optimizer"], path)
         self.precision.load_state_dict(content.get("amp_scaler", {}))
         self._restore_schedule(content)
@@ -148,6 +152,12 @@ class RunState:
             group["lr"] = first
         if epoch > 0:
             set_learning_rate(self.schedule, epoch)
+
+
+def _otherwise(then: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> list[str]:
+    """The parts that another kernel computes than before: their results may differ in the last bits."""
+    old, new = ({str(row[0]): str(row[2]) for row in found} for found in (then, now))
+    return [f"{part} ran as {way}, now as {new[part]}" for part, way in old.items() if new.get(part, way) != way]
 
 
 def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:

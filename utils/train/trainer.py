@@ -22,9 +22,9 @@ from utils.errors import NonFiniteError, UserError
 from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
-    check_neurons,
     for_evaluation,
     parameter_count,
+    parts_in_words,
     prepare_for_training,
     sizes_in_words,
     with_sizes_of,
@@ -81,8 +81,7 @@ class Trainer:
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
-        check_neurons(model, process.device, precision.activation_dtype)
-        model, self.frozen = prepare_for_training(cfg, model, process)
+        model, self.frozen = prepare_for_training(cfg, model, process, precision)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
@@ -118,7 +117,7 @@ class Trainer:
         return DistributedDataParallel(model, device_ids=ids)
 
     def describe(self) -> None:
-        """Log what will run."""
+        """Log what will run, and how."""
         cfg, process = self.cfg, self.process
         _, height, width = self.loaders.data.input_size
         logger.info(
@@ -132,12 +131,13 @@ class Trainer:
             f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
             f"peak learning rate {peak_learning_rate(cfg, process.world_size):g}, {scaled}"
         )
+        logger.info(f"how each part runs:\n{parts_in_words(self.state.model)}")
 
     @contextlib.contextmanager
     def files(self) -> Iterator[None]:
         """Keep the run's files open, and watch for signals."""
         if self.process.is_main:
-            self.log = RunLog(self.folder, self.cfg, self.start_epoch)
+            self.log = RunLog(self.folder, self.cfg, self.start_epoch, parts=parts_in_words(self.state.model))
             done = f"nothing left to do: {self.num_epochs} epochs are done"
             left = f"epochs {self.start_epoch + 1} to {self.num_epochs}" if self.epochs_left() else done
             logger.info(f"{left}; files in {self.folder}")
