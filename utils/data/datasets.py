@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 from timm.data import AugMixDataset, create_dataset, create_reader
 from torch.utils.data import Subset
 
+from utils.config.settings import Config
 from utils.data.facts import DatasetFacts, DataSettings, ImageSet, check_classes, resolve
 from utils.data.folders import EVAL_NAMES, TRAIN_NAMES, no_folder, open_folder, open_split_shards, split_names
 from utils.data.images import DigitsDataset, HubDataset, pil_mode
@@ -25,9 +26,6 @@ from utils.errors import UserError, did_you_mean, first_line
 from utils.events.dataset import build_events
 from utils.events.digits import DIGITS_FILE
 from utils.events.sources import SOURCES, EventSource
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 

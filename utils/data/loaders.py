@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from utils.config.settings import Config
 from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.facts import DataSettings, ImageSet
 from utils.data.samplers import Pick, TrainSampler, eval_samples, mix_seed
 from utils.data.workers import start_worker
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.events.augment import Operation, drop_events, frame_operations
 from utils.events.files import (
@@ -30,9 +30,6 @@ from utils.events.files import (
 from utils.events.sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
 from utils.events.splits import Sample, Split, check_hash
 from utils.events.tet import TetReader, open_tet
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _logger = logging.getLogger("sdt")
 

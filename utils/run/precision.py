@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.utils.clip_grad import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-
 
 # When a gradient is not finite, loss scaling skips the update and halves its scale. Float16 has numbers from 2**-24 to
 # 2**16: after 40 halvings, a gradient that was just small enough at the last update has become 0.
@@ -48,11 +45,6 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaling)
         self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
-
-    @property
-    def activation_dtype(self) -> torch.dtype:
-        """The type of the outputs of convolutions and linear layers."""
-        return self.dtype if self.enabled else torch.float32
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)

@@ -10,13 +10,14 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
@@ -25,9 +26,6 @@ from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
 from utils.run.reproduce import seed_step
 from utils.train.losses import make_train_loss
 from utils.train.run_state import RunState
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 class EpochSums:
