@@ -10,6 +10,7 @@ from utils.config.settings import EVENT_DATASETS, SETTINGS, Config
 
 EVENT_DATA = ("event_split", "split_hash", "event_wire", "tet_counts")
 EVENT_AUGMENTATIONS = tuple(name for name, s in SETTINGS.items() if s.rules.group == "Event augmentation")
+OLDER_NAMES_OF_AMP = ("apex_amp", "native_amp")
 _MIXING = ("mixup", "cutmix", "cutmix_minmax")
 # Of each group, one at most may be given; a message names the place of the last one.
 _EXCLUSIVE = {
@@ -42,7 +43,11 @@ def ignored(cfg: Config) -> Iterator[Finding]:
     """The settings in `cfg` that differ from their default without any effect."""
     for name, setting in SETTINGS.items():
         if setting.rules.no_effect and getattr(cfg, name) != setting.default:
-            yield _about(cfg, name, f"has no effect: {setting.rules.no_effect}")
+            if name in OLDER_NAMES_OF_AMP:
+                outcome = "amp is switched on" if cfg.amp else "amp: false was given and wins"
+                yield Finding((name,), f"older name of amp: {setting.rules.no_effect}; {outcome}")
+            else:
+                yield _about(cfg, name, f"has no effect: {setting.rules.no_effect}")
     if cfg.dataset not in EVENT_DATASETS and not cfg.plugin:  # a plugin may bring event data
         for name in (*EVENT_DATA, *EVENT_AUGMENTATIONS):
             if getattr(cfg, name) != SETTINGS[name].default:

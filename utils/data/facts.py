@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from utils.config.settings import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 LARGE_VALID_SIDE, LARGE_VALID_RESIZE = 288, 320  # pixels
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.data import create_reader
 from timm.utils import natural_key
 
+from utils.config.settings import Config
 from utils.data.images import decode, pil_mode
 from utils.data.tars import TarDataset, open_shards
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")

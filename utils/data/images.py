@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from utils.config.settings import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 def pil_mode(cfg: Config) -> str:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from utils.config.settings import Config
 from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.facts import DataSettings, ImageSet
-from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
+from utils.data.samplers import Pick, TrainSampler, eval_samples, mix_seed
 from utils.data.workers import start_worker
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass
@@ -125,8 +123,7 @@ def _random_erasing(cfg: Config) -> RandomErasing | None:
 def _eval_loader(
     cfg: Config, data: DataSettings, dataset: ImageSet, device: torch.device, rank: int, world_size: int
 ) -> DeviceLoader:
-    sampler = EvalSampler(len(dataset), rank=rank, world_size=world_size)
-    batches = BatchSampler(sampler, cfg.val_batch_size, drop_last=False)
+    batches = BatchSampler(eval_samples(len(dataset), rank, world_size), cfg.val_batch_size, drop_last=False)
     return _device_loader(cfg, data, dataset, batches, device)
 
 

@@ -6,7 +6,6 @@ Legend: B batch, T time steps, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +13,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
+from utils.config.settings import Config
 from utils.data.datasets import dataset_facts
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 # Images or frames and labels [B] -> mixed ones and targets [B, K]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -90,18 +90,10 @@ class TrainSampler(Sampler[Pick]):
         return torch.cat(permutations)[:drawn].repeat_interleave(self.copies)[: self.total]
 
 
-class EvalSampler(Sampler[int]):
+def eval_samples(length: int, rank: int = 0, world_size: int = 1) -> range:
     """Each sample once over all ranks, in order, without padding: rank r gets r, r + world_size, ...
 
     Ranks may differ in length by one, so a mean over ranks must be a sum divided by the sum of counts.
     """
-
-    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
-        assert 0 <= rank < world_size, (rank, world_size)
-        self._indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+    assert 0 <= rank < world_size, (rank, world_size)
+    return range(rank, length, world_size)

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
 from torchvision.transforms import Compose
 
+from utils.config.settings import Config
+from utils.data.facts import DataSettings
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-    from utils.data.facts import DataSettings
 
 
 def eval_transform(settings: DataSettings) -> Compose:

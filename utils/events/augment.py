@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
 
 Operation = Callable[[Tensor], Tensor]
 PUBLISHED_HOLE = 16  # pixels, of dvs_aug

@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from utils.config.settings import Config
 from utils.errors import UserError
-from utils.events.augment import Operation, frame_operations
-from utils.events.files import EVENTS, frames_folder, list_samples, make_frames, spikingjelly_datasets
-from utils.events.readers import DroppingReader, FramesReader, TetReader
+from utils.events.augment import Operation, drop_events, frame_operations
+from utils.events.files import (
+    EVENTS,
+    frames_folder,
+    integrate,
+    list_samples,
+    make_frames,
+    read_events,
+    read_npz,
+    spikingjelly_datasets,
+)
 from utils.events.sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
 from utils.events.splits import Sample, Split, check_hash
-from utils.events.tet import open_tet
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.events.tet import TetReader, open_tet
 
 _logger = logging.getLogger("sdt")
 
@@ -60,6 +66,43 @@ class EventDataset:
             raise UserError(
                 f"event_wire: uint8 cannot carry {sample.path}, {error}; set event_wire: float32"
             ) from error
+
+
+# What reads a sample: counts [T, 2, H, W], OFF before ON, as float32. Classes, since the loader pickles them.
+
+
+@dataclass(frozen=True)
+class FramesReader:
+    """Frames integrated before, below `folder`."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        frames = read_npz(path, ("frames",))["frames"]
+        expected = (self.time_steps, 2, self.side, self.side)
+        if frames.shape != expected:
+            raise UserError(
+                f"{path} holds frames of shape {list(frames.shape)}, expected {list(expected)}; "
+                f"delete {self.folder} and start again"
+            )
+        return torch.from_numpy(frames.astype("float32"))
+
+
+@dataclass(frozen=True)
+class DroppingReader:
+    """Events below `folder`, of which EventDrop leaves out some before they are integrated."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        events = drop_events(read_events(path), self.side, least=self.time_steps)
+        return torch.from_numpy(integrate(events, self.time_steps, self.side, path).astype("float32"))
 
 
 class FrameTransform:

@@ -6,6 +6,7 @@ inside the files; `tet_labels.json` keeps them, so that only the first opening r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def published_frames(counts: Tensor, side: int) -> Tensor:
     bytes_ = counts.mul(255).to(torch.int64) if counts.is_floating_point() else counts.to(torch.int64)
     images = bytes_.remainder(256).to(torch.uint8).permute(3, 0, 1, 2)
     return torch.stack([F.to_tensor(F.resize(F.to_pil_image(image), [side, side])) for image in images])
+
+
+@dataclass(frozen=True)
+class TetReader:
+    """`.pt` files below `root`; `published`: as 8-bit images of `side` pixels, like the published loader."""
+
+    root: Path
+    time_steps: int
+    side: int
+    published: bool
+
+    def __call__(self, sample: Sample) -> Tensor:
+        counts, _ = read_tet(self.root / sample.path)
+        if counts.shape[-1] != self.time_steps:
+            raise UserError(
+                f"time_steps: {self.time_steps}, but {self.root / sample.path} holds {counts.shape[-1]} frames; "
+                f"set time_steps: {counts.shape[-1]}, or use dataset cifar10-dvs, which any T fits"
+            )
+        return published_frames(counts, self.side) if self.published else exact_frames(counts)
 
 
 def open_tet(root: Path) -> Split:

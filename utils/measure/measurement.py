@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.config.settings import Config
 from utils.data.datasets import dataset_facts, resolve_data
 from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
@@ -29,9 +30,6 @@ from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass(frozen=True)

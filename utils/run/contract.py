@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
+from utils.config.settings import Config
 from utils.data.datasets import dataset_facts, resolve_data
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 class SpikingModel(Protocol):

@@ -9,17 +9,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.config.settings import Config
 from utils.errors import USAGE_ERROR, Stopped, UserError
 from utils.run.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
 

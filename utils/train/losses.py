@@ -5,14 +5,11 @@ Legend: T time steps, B batch, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
 
 
 class TETLoss(nn.Module):

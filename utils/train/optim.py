@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -13,10 +13,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 def peak_learning_rate(cfg: Config, world_size: int) -> float:

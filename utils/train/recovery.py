@@ -6,18 +6,15 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from utils.config.settings import Config
 from utils.errors import Stopped, UserError
 from utils.run.console import logger
 from utils.run.distributed import Process
 from utils.train.checkpoint_store import LAST, CheckpointStore
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what clusters send before they end a job
 

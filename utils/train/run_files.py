@@ -7,20 +7,18 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config.parse import to_yaml
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.files import replacing
 from utils.run.console import logger
 from utils.run.plugins import keep_copies
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 SUMMARY = "summary.csv"
 SUMMARY_LINES = "summary.jsonl"

@@ -7,13 +7,10 @@ import itertools
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.run.console import logger
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 DEFAULT_OUTPUT = "output/train"
 LOCK = ".lock"

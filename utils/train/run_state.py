@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.scheduler.plateau_lr import PlateauLRScheduler
@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.config.settings import SETTINGS, TRAIN
+from utils.config.settings import SETTINGS, TRAIN, Config
 from utils.errors import NonFiniteError, UserError
 from utils.run.build import rows
 from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
@@ -23,9 +23,6 @@ from utils.run.plugins import record, say_what_changed
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.train.optim import set_learning_rate
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 # Settings that may change when a run is resumed; of the others, a change is warned of.
 _FREE_ON_RESUME = {

@@ -10,13 +10,14 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
@@ -25,11 +26,6 @@ from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
 from utils.run.reproduce import seed_step
 from utils.train.losses import make_train_loss
 from utils.train.run_state import RunState
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-
-_OVERFLOWS_BACKWARDS = "it overflows in the backward pass"
 
 
 class EpochSums:
@@ -109,11 +105,8 @@ class TrainStep:
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
-            raise NonFiniteError(
-                f"the loss is {float(loss.detach())} in step {step}; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or 'the loss function itself overflows'}; "
-                "the weights were not updated"
-            )
+            what = f"the loss is {float(loss.detach())} in step {step}"
+            raise self._not_finite(what, x, otherwise="the loss function itself overflows")
         if updates:
             if not self.precision.scaler.is_enabled():
                 self._check_gradients(x, step)
@@ -136,34 +129,32 @@ class TrainStep:
         On CUDA the result is read one step later: waiting for it would leave the device idle in every step. A state
         that is not finite is never saved.
         """
-        if self._earlier is not None and not self._earlier():
-            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
         gradients = {name: p.grad for name, p in _unwrapped(self.model).named_parameters() if p.grad is not None}
         # One norm over all of them; it overflows only where the update would be useless as well.
-        is_finite = _read_later(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())))
+        if self._answer(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
+            return
         if x.is_cuda:
-            self._earlier = is_finite
-        elif not is_finite():
-            bad = next(
-                (n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together"
-            )
-            raise NonFiniteError(
-                f"the gradient of {bad} is not finite in step {step}, while the loss is; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
+        bad = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together")
+        raise self._not_finite(f"the gradient of {bad} is not finite in step {step}, while the loss is", x)
 
     def _check_skipped_updates(self, x: Tensor, step: int) -> None:
         """End a run in which loss scaling would skip all further updates; on CUDA one step later, as above."""
-        may_go_on = _read_later(self.precision.skipped_updates < MOST_SKIPPED_UPDATES)
-        judged, self._earlier = (self._earlier, may_go_on) if x.is_cuda else (may_go_on, None)
-        if judged is not None and not judged():
-            raise NonFiniteError(
-                f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}, and no "
-                "smaller loss scale can help; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+        if not self._answer(self.precision.skipped_updates < MOST_SKIPPED_UPDATES):
+            what = f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}"
+            raise self._not_finite(f"{what}, and no smaller loss scale can help", x)
+
+    def _answer(self, flag: Tensor) -> bool:
+        """The value of a flag; on CUDA that of the step before, so that the host need not wait."""
+        present = _read_later(flag)
+        if not flag.is_cuda:
+            return present()
+        earlier, self._earlier = self._earlier, present
+        return earlier is None or earlier()
+
+    def _not_finite(self, what: str, x: Tensor, otherwise: str = "it overflows in the backward pass") -> NonFiniteError:
+        where = _first_nonfinite_module(self.model, x, self.precision) or otherwise
+        return NonFiniteError(f"{what}; {where}; the weights were not updated")
 
 
 def make_step(

@@ -8,13 +8,14 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.config.settings import Config
 from utils.data.batch_picture import save_batch
 from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
@@ -41,9 +42,6 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _SHOWN_SAMPLES = 16
 
