@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
-from model import SpikeDrivenTransformer
+from model import SpikeDrivenTransformer, sdt
+from module.accelerate import accelerate
 from module.kernels import winograd
+from module.kernels.backends import BACKENDS
+from module.neuron import make_neuron
 from utils.run.allocator import keep_freed_memory
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BACKENDS = BACKENDS[1:]
+_OPTIONS = ("fuse", "checkpoint", "compile", "nchw", "nhwc", "unaccelerated", "keep", "glibc", "direct", *_BACKENDS)
 
 
 @dataclass(frozen=True)
 class Candidate:
     """`plain:fp32`, `ours:bf16`, `ours:bf16:fuse`: implementation, precision, options.
 
+    `ours` is the model after `module.accelerate.accelerate`.
+
     Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
     torch.compile, `nchw` or `nhwc` sets the memory format of weights and input; a backend's name sets the neurons'.
-    To see what one thing alone brings: `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
+    To see what one thing alone brings: `unaccelerated` runs the model as module/ has it (with a backend's name, the
+    neurons alone are accelerated); `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
     computes the gradients of 3x3 convolutions without Winograd's algorithm.
     """
 
@@ -31,26 +40,52 @@ class Candidate:
 
     @property
     def parts(self) -> list[str]:
-        return self.name.split(":")
+        """Implementation, precision, options. Raises ValueError for a name that says something else."""
+        parts = self.name.split(":")
+        if (
+            parts[0] not in ("plain", "ours")
+            or len(parts) < 2
+            or parts[1] not in DTYPES
+            or set(parts[2:]) - {*_OPTIONS}
+        ):
+            raise ValueError(
+                f"candidate {self.name!r} is not plain or ours, one of {', '.join(DTYPES)}, and any of "
+                f"{', '.join(_OPTIONS)}, joined by colons; for example ours:bf16:fuse"
+            )
+        return parts
 
-    def build(self, size: str, device: torch.device) -> tuple[SpikeDrivenTransformer, torch.memory_format]:
-        kind, _, *options = self.parts
+    def build(
+        self, size: str, device: torch.device, *, training: bool
+    ) -> tuple[SpikeDrivenTransformer, torch.memory_format]:
+        kind, precision, *options = self.parts
+        backend = next((option for option in options if option in _BACKENDS), None)
+        self._switch(device)
         torch.manual_seed(0)
-        arguments = sizes.arguments(size)
-        backends = [option for option in options if option in ("lean", "cpp", "triton", "cupy", "torch")]
-        if backends:
-            arguments["backend"] = backends[0]
-        model = PlainSDT(**arguments) if kind == "plain" else SpikeDrivenTransformer(**arguments)
+        arguments: dict[str, Any] = sizes.arguments(size)
+        if kind == "ours":
+            model = sdt(**arguments)
+        else:  # the kernels are for the neurons of module.neuron
+            model = PlainSDT(**arguments, **({"neuron": make_neuron} if backend else {}))
         layout = torch.channels_last if "nhwc" in options else torch.contiguous_format
-        model = model.to(device).to(memory_format=layout)
+        model = model.to(device).to(memory_format=layout).train(training)
         if "checkpoint" in options:
             model.set_grad_checkpointing(True)
+        whole = kind == "ours" and "unaccelerated" not in options
+        if whole or backend:
+            accelerate(
+                model,
+                kernels="auto" if whole else "plain",
+                neuron_backend=backend or "auto",
+                amp_dtype=DTYPES[precision],
+                training=training,
+            )
+        if "fuse" in options:
+            model.fuse()
         return model, layout
 
     def training_step(self, size: str, batch: int, device: torch.device) -> Callable[[], float]:
         """Forward, cross entropy, backward and AdamW's update (fused for ours, torch's choice for plain)."""
-        model, layout = self.build(size, device)
-        model.train()
+        model, layout = self.build(size, device, training=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=self.parts[0] == "ours" or None)
         call = torch.compile(model) if "compile" in self.parts else model
         x, y = sizes.batch(size, batch, device)
@@ -69,10 +104,7 @@ class Candidate:
 
     def evaluation(self, size: str, batch: int, device: torch.device) -> Callable[[], object]:
         """The forward pass of one batch."""
-        model, layout = self.build(size, device)
-        model.eval()
-        if "fuse" in self.parts:
-            model.fuse()
+        model, layout = self.build(size, device, training=False)
         call = torch.compile(model) if "compile" in self.parts else model
         x = sizes.batch(size, batch, device)[0].contiguous(memory_format=layout)
 

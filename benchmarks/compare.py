@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,19 +13,23 @@ import torch
 from torch import nn
 
 from benchmarks import sizes
+from benchmarks.children import in_child
 from benchmarks.measure import (
+    Call,
     PeakMemory,
     Spread,
     flops_peak,
-    in_child,
     interleave,
+    noting_failure,
+    on_first_call,
     print_json,
     print_table,
     speedup,
 )
+from model import sdt
 
 # Size, batch and device -> one call that does the step's work.
-Build = Callable[[str, int, torch.device], Callable[[], object]]
+Build = Callable[[str, int, torch.device], Call]
 
 
 def options(description: str | None, candidates: Sequence[str]) -> argparse.ArgumentParser:
@@ -52,17 +58,24 @@ def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build],
     if args.memory_of:
         print(json.dumps(_memory_of(build(args.memory_of), args.size, batch, device)))
         return
-    steps = {name: build(name)(args.size, batch, device) for name in args.candidates}
+    steps = {
+        name: on_first_call(functools.partial(_step_of, build, name, args.size, batch, device))
+        for name in args.candidates
+    }
     seconds = interleave(steps, rounds=args.rounds, device=device)
     del steps
     baseline = args.candidates[0]
     flops = passes * 2 * macs_per_image(args.size) * batch
     results: dict[str, Any] = {"size": args.size, "batch": batch, "device": device.type, "candidates": {}}
     rows = []
-    memory = {} if args.no_memory else {name: _child_memory(benchmark, args, name, batch) for name in args.candidates}
-    for name in args.candidates:
+    memory = dict.fromkeys(args.candidates, math.nan)
+    if not args.no_memory:
+        for name in seconds:
+            with noting_failure(seconds.failed, f"{name}, memory"):
+                memory[name] = _child_memory(benchmark, args, name, batch)
+    for name in seconds:
         time, gain = Spread.of(seconds[name]), speedup(seconds, baseline, name)
-        share = memory[name] / memory[baseline] if memory else float("nan")
+        share = memory[name] / memory[baseline]
         results["candidates"][name] = {
             "ms": time.median * 1e3,
             "ms_quartiles": [time.low * 1e3, time.high * 1e3],
@@ -70,21 +83,25 @@ def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build],
             "speedup_quartiles": [gain.low, gain.high],
             "images_per_second": batch / time.median,
             "gflops": flops / time.median / 1e9,
-            "peak_mib": memory.get(name),
-            "memory_ratio": share if memory else None,
+            "peak_mib": memory[name],
+            "memory_ratio": share,
         }
         cells = [f"{time.median * 1e3:.1f}", f"{batch / time.median:.1f}", f"{gain.median:.2f}x"]
         spread = f"{gain.low:.2f} to {gain.high:.2f}"
-        held = [f"{memory[name]:.0f}", f"{share:.2f}x"] if memory else ["", ""]
+        held = ["", ""] if args.no_memory else [f"{memory[name]:.0f}", f"{share:.2f}x"]
         rows.append([name, *cells, spread, f"{flops / time.median / 1e9:.0f}", *held])
     header = ["candidate", "ms/step", "images/s", "speed-up", "quartiles", "GFLOP/s", "peak MiB", "memory"]
-    print_table(header, rows)
+    print_table(header, rows, seconds.failed)
     if not args.no_peak:
         results["peak_gflops"] = {
             str(dtype).removeprefix("torch."): flops_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)
         }
         print(f"peak GFLOP/s of this machine: {results['peak_gflops']}")
-    print_json(benchmark, results, device)
+    print_json(benchmark, results, device, seconds.failed)
+
+
+def _step_of(build: Callable[[str], Build], name: str, size: str, batch: int, device: torch.device) -> Call:
+    return build(name)(size, batch, device)
 
 
 def _child_memory(benchmark: str, args: argparse.Namespace, name: str, batch: int) -> float:
@@ -105,10 +122,8 @@ def _memory_of(build: Build, size: str, batch: int, device: torch.device) -> dic
 
 def macs_per_image(size: str) -> float:
     """Multiply-accumulates of all convolutions and the head for one image, all T steps."""
-    from model import SpikeDrivenTransformer
-
     with torch.device("meta"):
-        model = SpikeDrivenTransformer(**sizes.arguments(size))
+        model = sdt(**sizes.arguments(size), neuron=lambda **settings: nn.Identity())  # neurons change no shape
     macs = 0
 
     def count(module: nn.Module, args: Any, output: torch.Tensor) -> None:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import platform
 import statistics
 import struct
 import sys
@@ -34,13 +32,13 @@ import numpy as np
 import torch
 from torchvision.transforms import functional as F
 
+from benchmarks.measure import noting_failure, print_json
 from utils.config.settings import Config
 from utils.data.mixing import EventMix
 from utils.events.aedat import read_cifar10_dvs, read_gesture
 from utils.events.augment import drop_events, frame_operations
 from utils.events.files import frames_folder, integrate, list_samples, read_npz, spikingjelly_datasets, write_npz
 from utils.events.splits import split_by_name
-from utils.run.reproduce import versions
 
 CLASSES, PER_CLASS, T, SIDE = [f"class{i}" for i in range(10)], 1000, 10, 128
 opened: list[str] = []
@@ -178,7 +176,19 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rows = [opening(root), *decoding(root), frame_files(root), *augmenting()]
+        rows: list[dict[str, Any]] = []
+        failed: dict[str, str] = {}
+        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "open": lambda: [opening(root)],
+            "aedat": lambda: decoding(root),
+            "frames": lambda: [frame_files(root)],
+            "augmentations": augmenting,
+        }
+        for name, rows_of in parts.items():
+            with noting_failure(failed, name):
+                rows += rows_of()
+    for name, reason in failed.items():
+        print(f"row {name}  failed: {reason}")
     for row in rows:
         if "b" in row:
             row["ratio"] = round(row["b"] / row["a"], 1)
@@ -187,12 +197,7 @@ def main() -> None:
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
         )
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps({"benchmark": "events", "rows": rows, "machine": machine, "versions": versions()}))
+    print_json("benchmarks.events", {"rows": rows}, failed=failed)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ entry of --workers. To see whether loading holds training back, compare images/s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import functools
 from itertools import islice
 
 import torch
 
-from benchmarks.measure import Spread, interleave, print_json, print_table, speedup
+from benchmarks.measure import Call, Spread, interleave, on_first_call, print_json, print_table, speedup
 from utils.config.parse import config_from, load_yaml
 from utils.data.loaders import build_loaders
 
@@ -27,18 +27,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    made = {str(workers): epoch(args.config, workers) for workers in args.workers}
-    seconds = interleave({name: call for name, (call, _) in made.items()}, rounds=args.rounds)
+    images: dict[str, int] = {}
+
+    def candidate(workers: int) -> Call:
+        call, images[str(workers)] = epoch(args.config, workers)
+        return call
+
+    calls = {str(workers): on_first_call(functools.partial(candidate, workers)) for workers in args.workers}
+    seconds = interleave(calls, rounds=args.rounds)
     rows, results = [], {}
-    for name, (_, images) in made.items():
+    for name in seconds:
         time, gain = Spread.of(seconds[name]), speedup(seconds, str(args.workers[0]), name)
-        rows.append([name, f"{images / time.median:.0f}", f"{gain.median:.2f}x"])
-        results[name] = {"images_per_second": images / time.median, "speedup": gain.median}
-    print_table(["workers", "images/s", "speed-up"], rows)
-    print_json("benchmarks.loader", results)
+        rows.append([name, f"{images[name] / time.median:.0f}", f"{gain.median:.2f}x"])
+        results[name] = {"images_per_second": images[name] / time.median, "speedup": gain.median}
+    print_table(["workers", "images/s", "speed-up"], rows, seconds.failed)
+    print_json("benchmarks.loader", results, failed=seconds.failed)
 
 
-def epoch(config: str, workers: int) -> tuple[Callable[[], object], int]:
+def epoch(config: str, workers: int) -> tuple[Call, int]:
     """A call that fetches the batches of an epoch after the second, and how many images those are."""
     settings = load_yaml(config).as_dict() | {"workers": workers}
     cfg = config_from(settings)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ import torch.nn.functional as F
 from utils.run.allocator import return_freed_memory
 from utils.run.reproduce import git_commit, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 MIB = 2.0**20
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,57 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextlib.contextmanager
+def noting_failure(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Whatever is raised inside becomes the entry `name` of `failed`: one candidate that fails must not end a
+    benchmark. A ValueError says what is wrong; the traceback of any other exception is printed as well."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        failed[name] = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        if not isinstance(error, ValueError):
+            traceback.print_exc()
+
+
+def on_first_call(make: Callable[[], Call]) -> Call:
+    """A call that makes the call it stands for when it is used first: what `make` raises is then that candidate's."""
+    made: list[Call] = []
+
+    def call() -> object:
+        if not made:
+            made.append(make())
+        return made[0]()
+
+    return call
+
+
+class Timings(dict[str, list[float]]):
+    """Candidate -> seconds per call, one value per round.
+
+    Attributes:
+        failed: candidate -> why it has none.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__({name: [] for name in names})
+        self.failed: dict[str, str] = {}
+
+
 def interleave(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[str, Call],
     *,
     rounds: int,
     warmup: int = 1,
     repeats: int = 1,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> Timings:
     """Seconds per call of each candidate, one value per round.
 
     A round calls every candidate once (`repeats` times in a row, for short calls, and divides), starting with
-    another one each time, so that none always runs after the same neighbour.
+    another one each time, so that none always runs after the same neighbour. A candidate that raises is left out
+    from then on.
 
     Args:
         candidates: name -> a call that does the whole work to be timed.
@@ -85,26 +124,31 @@ def interleave(
         name -> `rounds` seconds, the same index being the same round.
     """
     device = device or torch.device("cpu")
-    names = list(candidates)
-    for name in names:
-        for _ in range(warmup):
-            candidates[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            call = candidates[name]
-            synchronize(device)
-            started = clock()
-            for _ in range(repeats):
+    seconds = Timings(list(candidates))
+    for name, call in candidates.items():
+        with noting_failure(seconds.failed, name):
+            for _ in range(warmup):
                 call()
-            synchronize(device)
-            seconds[name].append((clock() - started) / repeats)
+    for turn in range(rounds):
+        names = [name for name in candidates if name not in seconds.failed]
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            with noting_failure(seconds.failed, name):
+                synchronize(device)
+                started = clock()
+                for _ in range(repeats):
+                    candidates[name]()
+                synchronize(device)
+                seconds[name].append((clock() - started) / repeats)
+    for name in seconds.failed:
+        del seconds[name]
     return seconds
 
 
 def speedup(seconds: Mapping[str, Sequence[float]], baseline: str, name: str) -> Spread:
-    """How many times faster `name` is than `baseline`: the ratio of each round."""
+    """How many times faster `name` is than `baseline`: the ratio of each round. NaN if one of them failed."""
+    if baseline not in seconds or name not in seconds:
+        return Spread(math.nan, math.nan, math.nan, 0)
     return Spread.of([a / b for a, b in zip(seconds[baseline], seconds[name], strict=True)])
 
 
@@ -155,20 +199,6 @@ def _resident(field: str) -> float:
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-def in_child(module: str, arguments: Sequence[str], python: str = sys.executable) -> dict[str, Any]:
-    """Run `python -m module arguments` and return the JSON object on the last line of its output.
-
-    Raises:
-        RuntimeError: the child failed; with the end of what it wrote.
-    """
-    command = [python, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
 def machine(device: torch.device | None = None) -> dict[str, Any]:
     """Hardware, versions and git commit: what a figure means nothing without."""
     device = device or torch.device("cpu")
@@ -204,18 +234,39 @@ def flops_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, round
             {"matmul": lambda: a @ a, "conv": lambda: F.conv2d(x, w, padding=1)}, rounds=rounds, device=device
         )
     work = {"matmul": 2 * size**3, "conv": 2 * batch * side**2 * channels**2 * 9}
-    return {name: work[name] / Spread.of(seconds[name]).median / 1e9 for name in work}
+    return {name: work[name] / Spread.of(values).median / 1e9 for name, values in seconds.items()}
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table, readable in a terminal and ready for RESULTS.md."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], failed: Mapping[str, str] | None = None) -> None:
+    """A Markdown table, readable in a terminal and ready for RESULTS.md.
+
+    Args:
+        failed: candidate -> why it failed; a row of its own each.
+    """
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     for index, line in enumerate((header, *rows)):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
         if index == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    for name, reason in (failed or {}).items():
+        print(f"| {name.ljust(widths[0])} | failed: {reason} |" + " |" * (len(header) - 2))
 
 
-def print_json(benchmark: str, results: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """The one line for machines that ends every benchmark."""
-    print(json.dumps({"benchmark": benchmark, "argv": sys.argv[1:], **machine(device), "results": results}))
+def print_json(
+    benchmark: str,
+    results: Mapping[str, Any],
+    device: torch.device | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> None:
+    """The one line for machines that ends every benchmark; `failed` as in `print_table`."""
+    facts = {"benchmark": benchmark, "argv": sys.argv[1:], **machine(device), "results": results}
+    print(json.dumps(_without_nan(facts | ({"failed": failed} if failed else {}))))
+
+
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, for which JSON has no word."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

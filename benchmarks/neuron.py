@@ -2,21 +2,29 @@
 
     python -m benchmarks.neuron --shape 4 16 256 32 32 --dtype float32
 
-The baseline is SpikingJelly's neuron (`torch`; on CUDA there is also its `cupy`). GB/s counts the input read and
-the spikes written once (forward), and input and gradient read and gradient written once (backward): the least a
-kernel can do.
+The baseline, `spikingjelly`, is SpikingJelly's neuron itself on its torch code, `torch` the one of module/neuron.py as
+it is written; the others are what `neuron_backend` chooses. GB/s counts the input read and the spikes written once
+(forward), and input and gradient read and gradient written once (backward): the least a kernel can do.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from benchmarks.measure import Spread, interleave, print_json, print_table, speedup
-from module.neuron import BACKENDS, make_neuron
+from benchmarks import plain
+from benchmarks.measure import Call, Spread, interleave, on_first_call, print_json, print_table, speedup
+from module.accelerate import accelerate, rows
+from module.kernels.backends import BACKENDS
+from module.kernels.substitute import Substitute
+from module.neuron import make_neuron
+
+BASELINE = "spikingjelly"
 
 
 def main() -> None:
@@ -30,43 +38,57 @@ def main() -> None:
     device = torch.device(args.device)
     x = torch.randn(args.shape, device=device).to(getattr(torch, args.dtype))
     g = torch.randn_like(x)
-
-    backends = []
-    for backend in BACKENDS[1:]:
-        try:
-            make_neuron(args.mode, backend=backend).to(device)(x[:, :1])
-            backends.append(backend)
-        except ValueError as error:
-            print(f"left out: {error}")
     results: dict[str, Any] = {}
-    rows = []
-    for what, passes in (("forward", 2), ("forward and backward", 5)):
-        make = forward if what == "forward" else forward_backward
-        calls = {b: make(make_neuron(args.mode, backend=b).to(device), x, g) for b in backends}
+    table = []
+    failed: dict[str, str] = {}
+    for what, make, passes in (("forward", forward, 2), ("forward and backward", forward_backward, 5)):
+        calls = {
+            name: on_first_call(functools.partial(make, args.mode, name, x, g))
+            for name in (BASELINE, *BACKENDS[1:])
+            if name not in failed
+        }
         seconds = interleave(calls, rounds=args.rounds, device=device)
-        for backend in backends:
-            time, gain = Spread.of(seconds[backend]), speedup(seconds, "torch", backend)
+        failed |= seconds.failed
+        for name in seconds:
+            time, gain = Spread.of(seconds[name]), speedup(seconds, BASELINE, name)
             rate = passes * x.numel() * x.element_size() / time.median / 1e9
-            results[f"{backend} {what}"] = {"ms": time.median * 1e3, "speedup": gain.median, "gb_per_second": rate}
-            rows.append([backend, what, f"{time.median * 1e3:.2f}", f"{gain.median:.1f}x", f"{rate:.1f}"])
-    print_table(["backend", "work", "ms", "speed-up", "GB/s"], rows)
-    print_json("benchmarks.neuron", results, device)
+            results[f"{name} {what}"] = {"ms": time.median * 1e3, "speedup": gain.median, "gb_per_second": rate}
+            table.append([name, what, f"{time.median * 1e3:.2f}", f"{gain.median:.1f}x", f"{rate:.1f}"])
+    print_table(["backend", "work", "ms", "speed-up", "GB/s"], table, failed)
+    print_json("benchmarks.neuron", results, device, failed)
 
 
-def forward(neuron: torch.nn.Module, x: torch.Tensor, g: torch.Tensor) -> Callable[[], object]:
+def neuron(mode: str, backend: str, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A layer of neurons for inputs like `x`. Raises ValueError or RuntimeError where the backend cannot run."""
+    if backend == BASELINE:
+        return plain.neuron(mode)
+    layer = make_neuron(mode)
+    # A LIF neuron has no parameter, which would tell the device.
+    holder = nn.ParameterDict({"device": torch.zeros(1)})
+    holder.add_module("neuron", layer)
+    accelerate(holder.to(x.device), kernels="plain", neuron_backend=backend, amp_dtype=x.dtype)
+    if backend != "torch" and not isinstance(layer, Substitute):
+        raise RuntimeError("; ".join(row.why_not_faster for row in rows(holder)))
+    return layer
+
+
+def forward(mode: str, backend: str, x: Tensor, g: Tensor) -> Call:
+    run = neuron(mode, backend, x)
+
     @torch.no_grad()
     def call() -> object:
-        return neuron(x)
+        return run(x)
 
     return call
 
 
-def forward_backward(neuron: torch.nn.Module, x: torch.Tensor, g: torch.Tensor) -> Callable[[], object]:
+def forward_backward(mode: str, backend: str, x: Tensor, g: Tensor) -> Call:
+    run = neuron(mode, backend, x)
     leaf = x.clone().requires_grad_()
 
     def call() -> object:
         leaf.grad = None
-        neuron(leaf).backward(g)
+        run(leaf).backward(g)
         return leaf.grad
 
     return call

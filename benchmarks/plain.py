@@ -1,43 +1,100 @@
 """The baseline, **plain**: this model with SpikingJelly's neurons, as the published implementation computes it.
 
 Same parameters and results; every convolution, BatchNorm and neuron runs by itself in the input's layout, a static
-image is convolved at each of the T steps, attention splits heads. Kept apart from the model, so that speeding the
-model up can never speed the baseline up.
+image is convolved at each of the T steps, attention splits heads. The neurons are SpikingJelly's own, with its scripted
+functions in evaluation. Kept apart from the model, its neurons and its acceleration, so that speeding those up can
+never speed the baseline up.
 
 Legend: T time steps, B batch, C channels, H x W feature map, D embed_dims, h heads, N tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from model import SpikeDrivenTransformer
+from model import SpikeDrivenTransformer, sdt_arguments
 from module import MS_SPS, MS_MLP_Conv, MS_SSA_Conv
-from module.neuron import set_neuron_backend, why_cupy_cannot_be_used
+from module.kernels.backends import why_cupy_cannot_be_used
+from module.neuron import SURROGATES, sj_neuron
+
+
+class _FreshState(nn.Module):
+    """Resets a SpikingJelly node around each forward pass, and keeps its state in float32 for 16-bit inputs."""
+
+    neuron_dtype: str = "float32"
+
+    def forward(self, x: Tensor) -> Tensor:
+        node: Any = self
+        node.reset()
+        raised = self.neuron_dtype == "float32" and x.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(x.device.type, enabled=False):
+            spikes = super().forward(x.float() if raised else x)
+        node.reset()  # holds no graph
+        return spikes.to(x.dtype)
+
+
+class PlainLIF(_FreshState, sj_neuron.LIFNode):
+    """SpikingJelly's LIF neuron."""
+
+
+class PlainParametricLIF(_FreshState, sj_neuron.ParametricLIFNode):
+    """SpikingJelly's parametric LIF neuron."""
+
+
+def neuron(
+    spike_mode: str = "lif",
+    *,
+    v_threshold: float = 1.0,
+    surrogate: str = "sigmoid",
+    surrogate_alpha: float = 4.0,
+    neuron_dtype: str = "float32",
+    neuron_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """As `module.neuron.make_neuron`, for the two published neurons. Raises ValueError for another one."""
+    kinds = {"lif": PlainLIF, "plif": PlainParametricLIF}
+    if spike_mode not in kinds:
+        raise ValueError(f"spike_mode={spike_mode!r}: the baseline has {' and '.join(kinds)} only")
+    published = dict(
+        v_threshold=v_threshold,
+        v_reset=0.0,
+        detach_reset=True,
+        surrogate_function=SURROGATES[surrogate](alpha=surrogate_alpha),
+        step_mode="m",
+    )
+    node = kinds[spike_mode](**(published | dict(neuron_args or {})))
+    node.neuron_dtype = neuron_dtype
+    return node
 
 
 class PlainSDT(SpikeDrivenTransformer):
-    """`SpikeDrivenTransformer` with the forward pass of the published implementation.
+    """`SpikeDrivenTransformer` with the forward pass of the published implementation; takes the arguments of
+    `model.sdt`.
 
     The neurons run on SpikingJelly's CuPy kernels on CUDA where those work, else on its torch code.
+
+    Attributes:
+        arguments: those given, to build the same network as `model.sdt`.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        set_neuron_backend(self, "torch")
+        super().__init__(**sdt_arguments(**({"neuron": neuron} | arguments)))
+        self.arguments = arguments
 
     def to(self, *args: Any, **kwargs: Any) -> PlainSDT:
         moved = super().to(*args, **kwargs)
         on_cuda = next(moved.parameters()).is_cuda
-        # `auto` on CUDA would be the same but for the fallback; said outright, a baseline that fell back is seen.
-        set_neuron_backend(moved, "cupy" if on_cuda and why_cupy_cannot_be_used() is None else "torch")
+        nodes: list[Any] = [node for node in moved.modules() if isinstance(node, _FreshState)]
+        for node in nodes:
+            node.backend = "cupy" if on_cuda and why_cupy_cannot_be_used() is None else "torch"
         return moved
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self._to_time_first(x).contiguous()
-        x = _patch_splitting(self.patch_embed, x)
+        x = _patch_splitting(self.patch_embed, x)  # type: ignore[arg-type]
         for block in self.block:
             x = _attention(block.attn, x)  # type: ignore[arg-type]
             x = _mlp(block.mlp, x)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import sizes
 from benchmarks.candidates import Candidate
-from benchmarks.measure import print_json, print_table
+from benchmarks.measure import noting_failure, print_json, print_table
 
-# The first pattern that an operator's name contains decides. An autograd node of a custom operator bears the
-# operator's name, with _ for ::.
+# The first pattern that an operator's name contains decides. An autograd node of a custom operator has the operator's
+# name, with _ for ::.
 KINDS = {
     "convolution": r"conv|winograd|aten::(add|badd)?b?mm_?$|event_weight_grad",
     "BatchNorm and neuron": r"sdt(::|_)(bn_lif|affine_lif)",
@@ -67,12 +67,14 @@ def main() -> None:
     device = torch.device(args.device)
     batch = args.batch or sizes.batch_size(args.size, device)
     rows, results = [], {}
+    failed: dict[str, str] = {}
     for name in args.candidates:
-        shares, milliseconds = shares_of(Candidate(name).training_step(args.size, batch, device), device)
-        rows.append([name, f"{milliseconds:.0f}", *(f"{share:.0%}" for share in shares.values())])
-        results[name] = {"ms": milliseconds, "shares": shares}
-    print_table(["candidate", "ms", *KINDS, REST], rows)
-    print_json("benchmarks.shares", {"size": args.size, "batch": batch, "candidates": results}, device)
+        with noting_failure(failed, name):
+            shares, milliseconds = shares_of(Candidate(name).training_step(args.size, batch, device), device)
+            rows.append([name, f"{milliseconds:.0f}", *(f"{share:.0%}" for share in shares.values())])
+            results[name] = {"ms": milliseconds, "shares": shares}
+    print_table(["candidate", "ms", *KINDS, REST], rows, failed)
+    print_json("benchmarks.shares", {"size": args.size, "batch": batch, "candidates": results}, device, failed)
 
 
 if __name__ == "__main__":

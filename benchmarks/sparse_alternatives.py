@@ -1,7 +1,7 @@
-"""Why the event-driven engine is C called through ctypes: the same loop in numba, the same C called through cffi.
+"""Why the sparse convolutions are C called through ctypes: the same loop in numba, the same C called through cffi.
 
     pip install numba cffi   # into a throw-away environment beside the project's requirements
-    python -m benchmarks.event_alternatives
+    python -m benchmarks.sparse_alternatives
 
 One layer, 1x1, 512 -> 512 channels, 64 images of 8 x 8, firing rate 0.2, one thread: bits in, sums of the weight rows
 of the active inputs out. Processor time, so that others on the machine do not count; candidates take turns, ratios
@@ -19,15 +19,22 @@ import argparse
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
-import cffi  # type: ignore[import-not-found, import-untyped, unused-ignore]
-import numba  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import numpy as np
 import torch
 
-from benchmarks.measure import Spread, print_json, print_table, speedup
-from module.sparse import library as event_kernels
+from benchmarks.measure import Call, Spread, Timings, noting_failure, print_json, print_table, speedup
+from module.sparse.library import load
 from module.sparse.ops import pack_spikes, pack_weight, pointer
+
+try:
+    import cffi  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import numba  # type: ignore[import-not-found, import-untyped, unused-ignore]
+except ModuleNotFoundError as missing:
+    WITHOUT: str | None = missing.name
+else:
+    WITHOUT = None
 
 CHANNELS, PIXELS, RATE = 512, 64 * 8 * 8, 0.2
 PANEL, BLOCK = 32, 256  # as in module/kernels/csrc/sparse
@@ -45,7 +52,12 @@ int64_t sparse_count(void *bits, int64_t n, int threads);
 """
 
 
-@numba.njit(fastmath=True)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By numba at its first call."""
+    return function if WITHOUT else numba.njit(fastmath=True)(function)  # type: ignore[no-any-return, unused-ignore]
+
+
+@compiled
 def active(words: np.ndarray, channels: np.ndarray) -> int:
     """Lists the set bits of `words`; returns how many there are."""
     n = 0
@@ -59,7 +71,7 @@ def active(words: np.ndarray, channels: np.ndarray) -> int:
     return n
 
 
-@numba.njit(fastmath=True)
+@compiled
 def add_rows(weights: np.ndarray, channels: np.ndarray, n: int, row: np.ndarray) -> None:
     """`row` = the sum of n rows of `weights`, four at a time: the running sums are in memory, not in registers."""
     row[:] = 0
@@ -81,7 +93,7 @@ def add_rows(weights: np.ndarray, channels: np.ndarray, n: int, row: np.ndarray)
         i += 1
 
 
-@numba.njit(fastmath=True)
+@compiled
 def numba_rows(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     """bits [P, words], weights [C, O] -> out [P, O]."""
     channels = np.empty(weights.shape[0], np.int64)
@@ -89,7 +101,7 @@ def numba_rows(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
         add_rows(weights, channels, active(bits[p], channels), out[p])
 
 
-@numba.njit(fastmath=True)
+@compiled
 def numba_panels(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     """bits [P, words], weights [O / PANEL, C, PANEL] -> out [P, O]."""
     channels = np.empty((BLOCK, weights.shape[1]), np.int64)
@@ -104,7 +116,7 @@ def numba_panels(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None
                 add_rows(weights[panel], channels[p], lengths[p], row)
 
 
-def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+def candidates() -> tuple[dict[str, Call], dict[str, Call]]:
     """The layer by each candidate, all checked to compute the same; and calls of next to no work."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(PIXELS, CHANNELS, 1, 1, generator=generator) < RATE).float()
@@ -113,7 +125,7 @@ def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[]
     packed, out = pack_weight(weight), torch.empty(PIXELS, CHANNELS)
     sizes = (1, PIXELS, 1, 1, CHANNELS, CHANNELS, 1)
 
-    library = event_kernels.load()
+    library = load()
     ffi = cffi.FFI()
     ffi.cdef(DECLARATIONS)
     by_cffi = ffi.dlopen(library._name)
@@ -123,7 +135,7 @@ def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[]
 
     words, rows = bits.numpy().view(np.uint64), np.ascontiguousarray(weight[:, :, 0, 0].T.numpy())
     panels = packed.numpy().reshape(-1, CHANNELS, PANEL)
-    layer: dict[str, Callable[[], object]] = {
+    layer: dict[str, Call] = {
         "ctypes": lambda: library.sparse_forward(
             *(pointer(bits), *sizes, pointer(packed), None, None, pointer(out), 0, None, 0.0, 0.0, 1)
         ),
@@ -139,24 +151,27 @@ def candidates() -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[]
         call()
         error = float((out - expected).abs().max() / expected.abs().max())
         assert error < 1e-5, f"{name}: {error}"
-    empty: dict[str, Callable[[], object]] = {
+    empty: dict[str, Call] = {
         "ctypes": lambda: library.sparse_count(pointer(bits), 1, 1),
         "cffi": lambda: by_cffi.sparse_count(address(bits), 1, 1),
     }
     return layer, empty
 
 
-def processor_time(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
+def processor_time(calls: dict[str, Call], rounds: int, repeats: int) -> Timings:
     """Seconds of the processor per call by round, in another order each: a neighbour leaves its data in the cache."""
-    names, seconds = list(calls), {name: list[float]() for name in calls}
+    names, seconds = list(calls), Timings(list(calls))
     order = random.Random(0)
     for _ in range(rounds):
         order.shuffle(names)
         for name in names:
-            started = time.process_time()
-            for _ in range(repeats):
-                calls[name]()
-            seconds[name].append((time.process_time() - started) / repeats)
+            with noting_failure(seconds.failed, name):
+                started = time.process_time()
+                for _ in range(repeats):
+                    calls[name]()
+                seconds[name].append((time.process_time() - started) / repeats)
+    for name in seconds.failed:
+        del seconds[name]
     return seconds
 
 
@@ -164,26 +179,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
+    if WITHOUT:
+        parser.error(f"{WITHOUT} is not installed: pip install numba cffi")
     torch.set_num_threads(1)
     layer, empty = candidates()
     times, calls = processor_time(layer, rounds, 1), processor_time(empty, 5, CALLS)
-    ratios = {name: speedup(times, name, "ctypes") for name in layer}  # above 1: slower than through ctypes
+    ratios = {name: speedup(times, name, "ctypes") for name in times}  # above 1: slower than through ctypes
     milliseconds = {name: Spread.of([1e3 * value for value in values]) for name, values in times.items()}
     print_table(
         ("candidate", "ms", "of the time through ctypes"),
-        [(name, str(milliseconds[name]), str(ratios[name])) for name in layer],
+        [(name, str(milliseconds[name]), str(ratios[name])) for name in times],
+        times.failed,
     )
     microseconds = {name: Spread.of([1e6 * value for value in values]) for name, values in calls.items()}
     for name, spread in microseconds.items():
         print(f"one call of next to no work through {name}: {spread} microseconds")
     print_json(
-        "benchmarks.event_alternatives",
+        "benchmarks.sparse_alternatives",
         {
             "milliseconds": {name: vars(spread) for name, spread in milliseconds.items()},
             "ratio": {name: vars(spread) for name, spread in ratios.items()},
             "call_microseconds": {name: vars(spread) for name, spread in microseconds.items()},
             "libraries": {"numba": numba.__version__, "cffi": cffi.__version__},
         },
+        failed=times.failed | calls.failed,
     )
 
 

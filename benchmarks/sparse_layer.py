@@ -1,19 +1,18 @@
-"""One event-driven layer against the dense one, by the firing rate of its input; and the picture of it.
+"""One sparse convolution against the dense one, by the firing rate of its input; and the picture of it.
 
-python -m benchmarks.event_layer --threads 2 --picture imgs/event_engine.png
+python -m benchmarks.sparse_layer --threads 2 --picture imgs/sparse_engine.png
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import interleave, print_json, print_table, speedup
+from benchmarks.measure import Call, interleave, print_json, print_table, speedup
 from module.sparse.crossover import crossover
 from module.sparse.ops import sparse_conv2d
 
@@ -22,7 +21,7 @@ RATES = [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.
 MAC, AC = 4.6, 0.9
 
 
-def curves_of(rounds: int) -> dict[str, dict[str, Any]]:
+def curves_of(rounds: int, failed: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Per layer its speed-up over the dense convolution at each of RATES, and the crossover in use."""
     curves: dict[str, dict[str, Any]] = {}
     shapes = {
@@ -34,16 +33,19 @@ def curves_of(rounds: int) -> dict[str, dict[str, Any]]:
         measured = []
         for rate in RATES:
             x = (torch.rand(N, C, side, side) < rate).float().contiguous(memory_format=torch.channels_last)
-            calls: dict[str, Callable[[], object]] = {
+            calls: dict[str, Call] = {
                 "dense": lambda x=x, weight=weight, k=k: F.conv2d(x, weight, padding=k // 2),  # type: ignore[misc]
-                "event": lambda x=x, weight=weight: sparse_conv2d(x, weight, auto=False),  # type: ignore[misc]
+                "sparse": lambda x=x, weight=weight: sparse_conv2d(x, weight, auto=False),  # type: ignore[misc]
             }
             with torch.no_grad():
-                measured.append(speedup(interleave(calls, rounds=rounds), "dense", "event").median)
+                seconds = interleave(calls, rounds=rounds)
+            failed |= {f"{name}, {title}, rate {rate:g}": reason for name, reason in seconds.failed.items()}
+            measured.append(speedup(seconds, "dense", "sparse").median)
         curves[title] = {"speedup": measured, "crossover": crossover(C, M, k, N * side * side)}
     print_table(
         ["firing rate", *curves],
         [[f"{rate:g}", *(f"{c['speedup'][i]:.2f}" for c in curves.values())] for i, rate in enumerate(RATES)],
+        failed,
     )
     return curves
 
@@ -64,7 +66,7 @@ def draw(curves: dict[str, dict[str, Any]], target: Path) -> None:
         axes.axvline(curve["crossover"], color=colour, linewidth=0.8, alpha=0.6)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_yscale("log")
-    axes.set(xlabel="firing rate r of the layer's input", ylabel="dense / event-driven", xlim=(0, 1), ylim=(0.3, 150))
+    axes.set(xlabel="firing rate r of the layer's input", ylabel="dense / sparse", xlim=(0, 1), ylim=(0.3, 150))
     threads = torch.get_num_threads()
     what = f"{threads} CPU thread{'s' * (threads > 1)}"
     axes.set_title(f"One layer, float32, {what}; upright lines: crossover in use")
@@ -82,10 +84,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the curves into this PNG")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    curves = curves_of(options.rounds)
+    failed: dict[str, str] = {}
+    curves = curves_of(options.rounds, failed)
     if options.picture is not None:
         draw(curves, options.picture)
-    print_json("event_layer", {"rates": RATES, "curves": curves})
+    print_json("benchmarks.sparse_layer", {"rates": RATES, "curves": curves}, failed=failed)
 
 
 if __name__ == "__main__":

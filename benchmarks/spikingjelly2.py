@@ -4,18 +4,17 @@
     python -m benchmarks.spikingjelly2 --size digits --evaluation
 
 SpikingJelly 2.x and what it needs beyond this project's packages are installed by pip into a folder of their own
-(--folder) and seen by a child process only: never a dependency. The child builds its model once and does one step
-per line it reads, so its steps and ours are interleaved like any other two candidates.
+(--folder) and seen by a child process only: they are no dependencies of this project. The child builds its model once
+and does one step per line it reads, so its steps and ours are interleaved like any other two candidates.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,40 +47,35 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
+    # Not at the top: the child has another SpikingJelly, which these do not know.
     from benchmarks.candidates import Candidate
-    from benchmarks.measure import Spread, interleave, print_json, print_table, speedup
+    from benchmarks.children import SteppingChild
+    from benchmarks.measure import Call, Spread, interleave, on_first_call, print_json, print_table, speedup
 
-    install(Path(args.folder))
     ours = Candidate(f"ours:{args.precision}" + (":fuse" if args.evaluation else ""))
     build = ours.evaluation if args.evaluation else ours.training_step
     command = [sys.executable, "-m", "benchmarks.spikingjelly2", *sys.argv[1:], "--serve"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([args.folder, os.environ.get("PYTHONPATH", "")])}
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    asks, answers = child.stdin, child.stdout
+    path = os.pathsep.join([str(Path(args.folder).resolve()), os.environ.get("PYTHONPATH", "")])
+    with contextlib.ExitStack() as children:
 
-    def theirs() -> None:
-        asks.write("step\n")
-        asks.flush()
-        if not answers.readline():
-            raise RuntimeError("the process with SpikingJelly 2.x ended; its message is above")
+        def theirs() -> Call:
+            install(Path(args.folder))
+            return children.enter_context(SteppingChild(command, {"PYTHONPATH": path}))
 
-    try:
         name = f"spikingjelly {VERSION}"
-        calls: dict[str, Callable[[], object]] = {name: theirs, ours.name: build(args.size, batch, device)}
+        calls = {
+            name: on_first_call(theirs),
+            ours.name: on_first_call(lambda: build(args.size, batch, device)),
+        }
         seconds = interleave(calls, rounds=args.rounds, device=device)
-    finally:
-        asks.close()
-        child.wait()
     rows, results = [], {}
-    for candidate in calls:
+    for candidate in seconds:
         step, gain = Spread.of(seconds[candidate]), speedup(seconds, name, candidate)
         rows.append([candidate, f"{step.median * 1e3:.1f}", f"{batch / step.median:.1f}", f"{gain.median:.2f}x"])
         results[candidate] = {"ms": step.median * 1e3, "speedup": gain.median}
-    print_table(["candidate", "ms/step", "images/s", "speed-up"], rows)
+    print_table(["candidate", "ms/step", "images/s", "speed-up"], rows, seconds.failed)
     facts = {"size": args.size, "batch": batch, "evaluation": args.evaluation, "candidates": results}
-    print_json("benchmarks.spikingjelly2", facts, device)
+    print_json("benchmarks.spikingjelly2", facts, device, seconds.failed)
 
 
 def install(folder: Path) -> None:
@@ -95,7 +89,7 @@ def install(folder: Path) -> None:
 
 
 def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
-    """In the child: one step per line read, its seconds as the answer."""
+    """In the child: one step per line read, answered as `benchmarks.children.SteppingChild` expects."""
     # SpikingJelly 2.x, by the order of PYTHONPATH.
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.model import spike_driven_transformer as theirs
@@ -118,7 +112,6 @@ def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
         return out.float().mean(0) if out.dim() == 3 else out.float()
 
     for _ in sys.stdin:
-        started = time.perf_counter()
         with torch.set_grad_enabled(not args.evaluation):
             out = logits()
             if not args.evaluation:
@@ -127,7 +120,7 @@ def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
                 optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        print(time.perf_counter() - started, flush=True)
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

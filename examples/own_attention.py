@@ -1,4 +1,4 @@
-"""An attention of one's own: the mask of the channels comes from the keys alone, without values."""
+"""An attention of your own: the channel mask is computed from the keys only, without the values."""
 
 from timm.models import register_model
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""A block of one's own: attention and MLP side by side on the same input, x + attention(x) + MLP(x)."""
+"""A block of your own: attention and MLP in parallel on the same input, x + attention(x) + MLP(x)."""
 
 from timm.models import register_model
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ class ParallelBlock(nn.Module):
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), neuron=neuron)
 
     def forward(self, x: Tensor) -> Tensor:  # membrane values [T, B, D, H, W]
-        return self.attn(x) + self.mlp(x) - x  # each part adds its input, which is wanted once
+        return self.attn(x) + self.mlp(x) - x  # both parts add x, so it is subtracted once
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""A data set of one's own: noise with rows or columns of ink."""
+"""A data set of your own: noise with white rows (class 1) or white columns (class 0)."""
 
 import numpy as np
 

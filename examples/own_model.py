@@ -1,4 +1,4 @@
-"""A whole model of one's own: two convolutions with spiking neurons, and a linear head."""
+"""A model of your own: two convolutions with spiking neurons, and a linear head."""
 
 from timm.models import register_model
 from torch import Tensor, nn

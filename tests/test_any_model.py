@@ -65,7 +65,9 @@ def sdt(**changes):
 
 
 class Foreign(nn.Module):
-    """A network that promises nothing but its output; with `T` steps in one call, or a loop over single steps."""
+    """A network that promises nothing but T and its output; with T steps in one call, or a loop over single steps."""
+
+    T = 3
 
     def __init__(self, step_mode="m"):
         super().__init__()
@@ -126,6 +128,8 @@ def test_a_model_of_no_known_family_is_measured_from_its_neurons(measure, tmp_pa
 
 class Silent(nn.Module):
     """No neuron, no convolution: nothing to count but its accuracy."""
+
+    T = 1
 
     def __init__(self):
         super().__init__()

@@ -19,6 +19,7 @@ from utils.run.build import build_model, prepare_for_training, with_sizes_of
 from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.models import create_model, own_models
+from utils.run.precision import Precision
 
 CPU = torch.device("cpu")
 DIGITS = {"dataset": "digits", "in_channels": 1, "num_classes": 10, "img_size": 8, "time_steps": 3}
@@ -236,10 +237,11 @@ def test_optional_parts_are_optional():
     other = having(depths=[2, 2], embed_dims=48)  # another model's idea of depths
     assert (with_sizes_of(cfg, other).layer, with_sizes_of(cfg, other).dim) == (7, 48)
     process = Process(0, 1, CPU)
-    prepare_for_training(cfg, Smallest(), process)
+    prepare_for_training(cfg, Smallest(), process, Precision(cfg, process.device))
     for name, part in (("grad_checkpointing", "set_grad_checkpointing"), ("linear_prob", "no part called head")):
+        asked = settings(model="own_smallest", **{name: True})
         with pytest.raises(UserError, match=f"{name}: model own_smallest has .*{part}.*; leave"):
-            prepare_for_training(settings(model="own_smallest", **{name: True}), Smallest(), process)
+            prepare_for_training(asked, Smallest(), process, Precision(asked, process.device))
 
 
 def test_the_loss_of_several_heads_is_the_mean_of_their_losses():

@@ -40,7 +40,7 @@ def test_training_equals_a_plain_loop_and_weighs_the_last_batch_by_its_size():
     model = Linear()
     twin = copy.deepcopy(model)
     steps = []
-    result = train(model, batches(10), on_step=lambda tally: steps.append((tally.steps, tally.mean_loss())))
+    result = train(model, batches(10), on_step=lambda sums: steps.append((sums.steps, sums.mean_loss())))
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
     total, running = 0.0, []
     for step, (x, y) in enumerate(batches(10)):
@@ -134,7 +134,7 @@ def test_loss_scaling_that_leaves_out_every_update_ends_the_run():
     with torch.no_grad():
         model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
     loader = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))] * (MOST_SKIPPED_UPDATES - 1)
-    train(model, loader, precision=precision, on_step=lambda tally: done.append(tally.steps))
+    train(model, loader, precision=precision, on_step=lambda sums: done.append(sums.steps))
     assert len(done) == int(precision.skipped_updates) == MOST_SKIPPED_UPDATES - 1
     message = poisoned(model, loader, precision=precision)  # the count goes on in the next epoch
     assert message.startswith(f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step 0, ")
@@ -181,7 +181,7 @@ def test_loss_scaling_that_finds_its_scale_goes_on(when, most):
         batches(10)[:1] * 2 * MOST_SKIPPED_UPDATES,
         precision=precision,
         loss_fn=Overflowing(when),
-        on_step=lambda tally: skipped.append(int(precision.skipped_updates)),
+        on_step=lambda sums: skipped.append(int(precision.skipped_updates)),
     )
     assert (max(skipped), min(skipped)) == (most, 0)
     assert not torch.equal(model.head.weight, before["head.weight"])

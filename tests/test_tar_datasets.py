@@ -341,7 +341,7 @@ def test_shards_that_are_not_there_are_named(shards: Path, settings: dict[str, A
 @pytest.mark.parametrize(
     ("files", "count", "message"),
     [
-        (["tiny-train-0000.tar"], 99, "promises 99 samples of 'train', its 1 shards hold 11; copy the shards again"),
+        (["tiny-train-0000.tar"], 99, "names 99 samples of 'train', its 1 shards hold 11; copy the shards again"),
         (["other.tar"], 1, "_info.json, split train: .*/other.tar does not exist"),
         (["tiny-train-0000.tar"] * 2, 22, "_info.json, split train: .*/tiny-train-0000.tar is listed twice"),
         (None, 1, "_info.json is not understood .*; expected splits: <name>: filenames, num_samples"),

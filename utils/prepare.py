@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.config.settings import EVENT_DATASETS
 from utils.errors import UserError, run_script
-
-if TYPE_CHECKING:
-    from utils.events.splits import Split
+from utils.events.splits import Split
 
 
 def main(argv: list[str]) -> int:

@@ -79,6 +79,7 @@ class SparseInference(Substitute):
         **KernelLIF.stands_for,
         **KernelParametricLIF.stands_for,
         "module.block:MS_Block_Conv.forward": "fc030af9f7b78114",
+        "model:SpikeDrivenTransformer.forward": "cb08d9d0301ce357",
         "model:SpikeDrivenTransformer.forward_features": "74e3a9b90f66e1a5",
     }
 

@@ -10,8 +10,9 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from operator import ge, gt, le, lt
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ from utils.config.yaml_file import read_value
 from utils.errors import did_you_mean
 
 _KEY = "setting"
+_BOUNDS = {"low": (">=", ge), "above": (">", gt), "high": ("<=", le), "below": ("<", lt)}
 _COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
 _WORDS = {
     int: "a whole number",
@@ -98,7 +100,8 @@ class Setting:
         elif rules.pattern:
             words = rules.pattern[1]
         else:
-            words = _WORDS[self.kind] + self._range()
+            bounds = " and ".join(f"{sign} {bound:g}" for sign, _, bound in self._bounds())
+            words = f"{_WORDS[self.kind]} {bounds}".rstrip()
         if self.is_list:
             counts = " or ".join(_COUNT_WORDS.get(n, str(n)) for n in rules.lengths)
             words = f"a list of {counts + ' values' if counts else 'values'}, each {words}"
@@ -134,24 +137,15 @@ class Setting:
         return result
 
     def _allows(self, value: Any) -> bool:
-        rules = self.rules
-        if self.kind is str:
-            return not (
-                (rules.choices and value not in rules.choices)
-                or (rules.pattern and not re.fullmatch(rules.pattern[0], value))
-            )
-        return not (
-            (rules.low is not None and value < rules.low)
-            or (rules.high is not None and value > rules.high)
-            or (rules.above is not None and value <= rules.above)
-            or (rules.below is not None and value >= rules.below)
-        )
+        if self.rules.choices and value not in self.rules.choices:
+            return False
+        if self.rules.pattern and not re.fullmatch(self.rules.pattern[0], value):
+            return False
+        return all(holds(value, bound) for _, holds, bound in self._bounds())
 
-    def _range(self) -> str:
-        rules = self.rules
-        bounds = ((">=", rules.low), (">", rules.above), ("<=", rules.high), ("<", rules.below))
-        stated = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        return f" {stated}" if stated else ""
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        stated = ((sign, holds, getattr(self.rules, name)) for name, (sign, holds) in _BOUNDS.items())
+        return [(sign, holds, bound) for sign, holds, bound in stated if bound is not None]
 
     def _invalid(self, value: Any) -> ValueError:
         hint = did_you_mean(str(value), self.rules.choices) if self.rules.choices else ""

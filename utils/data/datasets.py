@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 from timm.data import AugMixDataset, create_dataset, create_reader
+from torch.utils.data import Subset
 
+from utils.config.settings import Config
 from utils.data.facts import DatasetFacts, DataSettings, ImageSet, check_classes, resolve
 from utils.data.folders import EVAL_NAMES, TRAIN_NAMES, no_folder, open_folder, open_split_shards, split_names
 from utils.data.images import DigitsDataset, HubDataset, pil_mode
@@ -24,9 +26,6 @@ from utils.errors import UserError, did_you_mean, first_line
 from utils.events.dataset import build_events
 from utils.events.digits import DIGITS_FILE
 from utils.events.sources import SOURCES, EventSource
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -56,20 +55,20 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     if not training:
         dataset.transform = eval_transform(settings)
         return dataset
-    if cfg.train_split_path:
-        dataset = listed_samples(dataset, Path(cfg.train_split_path))
+    listed = listed_samples(dataset, Path(cfg.train_split_path)) if cfg.train_split_path else None
     if cfg.hflip > 0 and not facts.mirrors and not cfg.no_aug:
         _logger.warning("hflip: %g mirrors %s, where not each class survives it; set hflip: 0", cfg.hflip, cfg.dataset)
     if cfg.aug_splits:
         dataset = AugMixDataset(dataset, num_splits=cfg.aug_splits)
     dataset.transform = train_transform(cfg, settings)
-    return dataset
+    untyped: Any = dataset
+    return untyped if listed is None else Subset(untyped, listed)  # type: ignore[return-value]  # needs no transform
 
 
 def _class_names(dataset: Any) -> set[str]:
     """Class names where the data set knows them, else an empty set."""
     source = dataset
-    while hasattr(source, "dataset"):  # inside AugMixDataset, ListedSamples
+    while hasattr(source, "dataset"):  # inside AugMixDataset, Subset
         source = source.dataset
     source = getattr(source, "reader", source)
     return set(getattr(source, "class_to_idx", ()))
@@ -117,7 +116,7 @@ def _open_torchvision(cfg: Config, split: str, root: str, expected: str = "") ->
     """A set of torchvision, by timm's factory; `expected` lies in `root`, for a message."""
     try:
         dataset: ImageSet = create_dataset(
-            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=pil_mode(cfg)
+            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=pil_mode(cfg.in_channels)
         )
     except _UNREADABLE as error:
         remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
@@ -137,7 +136,7 @@ def _open_hub(cfg: Config, training: bool) -> HubDataset:
         if isinstance(error, ImportError):
             remedy = "install that package (pip install datasets)"
         raise _missing(cfg, f"split {split!r} in {root or 'the cache'}", error, remedy) from error
-    return HubDataset(reader, cfg.dataset, pil_mode(cfg), cfg.num_classes)
+    return HubDataset(reader, cfg.dataset, pil_mode(cfg.in_channels), cfg.num_classes)
 
 
 # What timm, torchvision and the hub's package raise for files that are missing or damaged.

@@ -1,4 +1,4 @@
-"""What a data set says of itself, and the input settings that follow from it.
+"""What is known of a data set, and the settings of the input that follow from it.
 
 Legend: C channels, H height, W width.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from utils.config.settings import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 LARGE_VALID_SIDE, LARGE_VALID_RESIZE = 288, 320  # pixels
 
@@ -30,7 +28,7 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What does not depend on the settings. None: it depends on the files or on the settings."""
+    """What is known of a data set before its files are opened. None: it depends on the files or on the settings."""
 
     # Opens the training split (True) or the evaluation split (False): images without a transform, events with theirs.
     open: Callable[[Config, bool], ImageSet]
@@ -55,11 +53,11 @@ class DataSettings:
     std: tuple[float, ...]
     interpolation: str  # of the evaluation's resize
     crop_pct: float
-    normalise_on_device: bool  # the workers hand over uint8 [C, H, W], else normalised float32
+    normalise_on_device: bool  # the workers give uint8 [C, H, W], else normalised float32
 
 
 def resolve(cfg: Config, facts: DatasetFacts) -> DataSettings:
-    """Complete the input's settings from the data set's facts; UserError where the two disagree."""
+    """The settings of the input, completed from the facts of the data set; UserError where the two do not fit."""
     if facts.classes is not None:
         check_classes(cfg, facts.classes)
     if facts.channels is not None and cfg.in_channels != facts.channels:

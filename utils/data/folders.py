@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.data import create_reader
 from timm.utils import natural_key
 
+from utils.config.settings import Config
 from utils.data.images import decode, pil_mode
 from utils.data.tars import TarDataset, open_shards
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")
@@ -59,10 +57,10 @@ def open_folder(cfg: Config, training: bool) -> FolderDataset | TarDataset:
         raise no_folder(cfg)
     tars = _split_tars(cfg, training)
     if tars:
-        return TarDataset(tars, "classes", Path(cfg.data_dir), pil_mode(cfg))
+        return TarDataset(tars, "classes", Path(cfg.data_dir), pil_mode(cfg.in_channels))
     root = _split_folder(cfg, training)
     try:
-        dataset = FolderDataset(root, pil_mode(cfg))
+        dataset = FolderDataset(root, pil_mode(cfg.in_channels))
     except RuntimeError as error:
         raise UserError(f"data_dir: {root} holds no images; expected {root}/<class>/<image>") from error
     # timm numbers the folders that hold images: an empty one would shift the labels of all that follow.
@@ -80,7 +78,7 @@ def open_split_shards(cfg: Config, training: bool) -> TarDataset:
     if not cfg.data_dir:
         raise no_folder(cfg)
     key, tried = split_names(cfg, training)
-    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=pil_mode(cfg))
+    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=pil_mode(cfg.in_channels))
 
 
 def no_folder(cfg: Config) -> UserError:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
-
-def pil_mode(cfg: Config) -> str:
-    """Pillow's mode of the images that a model takes: 'L' (grey) or 'RGB'."""
-    return "L" if cfg.in_channels == 1 else "RGB"
+def pil_mode(channels: int) -> str:
+    """Pillow's mode of images with so many channels: 'L' (grey) or 'RGB'."""
+    return "L" if channels == 1 else "RGB"
 
 
 def decode(file: IO[bytes], mode: str, name: str) -> Image.Image:
@@ -48,7 +45,7 @@ class DigitsDataset:
     """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
 
     def __init__(self, file: Path, *, train: bool) -> None:
-        # Opened here: of a damaged file, numpy would leave the closing to chance.
+        # Opened here, because numpy does not close a damaged file.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             chosen = content["is_test"] != train
             # 17 grey levels to 0..255: paper is 0, full ink is 255.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from utils.config.settings import Config
 from utils.data.datasets import DATASETS, resolve_data
 from utils.data.facts import DatasetFacts
 from utils.errors import UserError
 from utils.events.augment import frame_operations
 from utils.events.dataset import FrameTransform
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 def register_dataset(

@@ -1,4 +1,4 @@
-"""Event data sets: frames of each sample, from whichever files there are, and what a sample goes through.
+"""Event data sets: frames of each sample, from the files that there are, and their transform.
 
 Samples are (frames, class index). Frames are [T, 2, H, W], OFF before ON: event counts, not normalised.
 """
@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from utils.config.settings import Config
 from utils.errors import UserError
-from utils.events.augment import Operation, frame_operations
-from utils.events.files import EVENTS, frames_folder, list_samples, make_frames, spikingjelly_datasets
-from utils.events.readers import DroppingReader, FramesReader, TetReader
+from utils.events.augment import Operation, drop_events, frame_operations
+from utils.events.files import (
+    EVENTS,
+    frames_folder,
+    integrate,
+    list_samples,
+    make_frames,
+    read_events,
+    read_npz,
+    spikingjelly_datasets,
+)
 from utils.events.sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
 from utils.events.splits import Sample, Split, check_hash
-from utils.events.tet import open_tet
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.events.tet import TetReader, open_tet
 
 _logger = logging.getLogger("sdt")
 
@@ -34,7 +40,7 @@ _IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
 class EventDataset:
     """One part of an event data set.
 
-    samples:   paths relative to wherever `read` looks them up, and class indices
+    samples:   paths below the folder from which `read` reads, and class indices
     read:      sample -> frames [T, 2, H, W] of any number type
     transform: frames -> what the loader stacks
     """
@@ -62,8 +68,45 @@ class EventDataset:
             ) from error
 
 
+# What reads a sample: counts [T, 2, H, W], OFF before ON, as float32. Classes, since the loader pickles them.
+
+
+@dataclass(frozen=True)
+class FramesReader:
+    """Frames integrated before, below `folder`."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        frames = read_npz(path, ("frames",))["frames"]
+        expected = (self.time_steps, 2, self.side, self.side)
+        if frames.shape != expected:
+            raise UserError(
+                f"{path} holds frames of shape {list(frames.shape)}, expected {list(expected)}; "
+                f"delete {self.folder} and start again"
+            )
+        return torch.from_numpy(frames.astype("float32"))
+
+
+@dataclass(frozen=True)
+class DroppingReader:
+    """Events below `folder`, of which EventDrop leaves out some before they are integrated."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        events = drop_events(read_events(path), self.side, least=self.time_steps)
+        return torch.from_numpy(integrate(events, self.time_steps, self.side, path).astype("float32"))
+
+
 class FrameTransform:
-    """Resize (without antialias, as published), augment, and convert to the type that travels to the device."""
+    """Resize (without antialias, as published), augment, and convert to the type that is sent to the device."""
 
     def __init__(self, height: int, width: int, operations: list[Operation], wire: str) -> None:
         self.size, self.operations = [height, width], operations
@@ -86,7 +129,7 @@ class FrameTransform:
 
 
 def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> EventDataset:
-    """Open one part of an event data set, made or converted where that is still to be done.
+    """Open one part of an event data set; what still has to be made or converted is done first.
 
     Args:
         size: C, H, W that the model takes.
@@ -133,7 +176,7 @@ def check_split_name(name: str, source: EventSource, dataset: str) -> None:
 def _open_events(
     cfg: Config, source: EventSource, root: Path, *, dropping: bool
 ) -> tuple[Split, Callable[[Sample], Tensor]]:
-    """The split, and what reads a sample; with `dropping` its frames are made anew each time."""
+    """The split, and what reads a sample; with `dropping` it makes the frames from the events, each time."""
     steps = cfg.time_steps
     if source.make or (cfg.dataset_download and not (root / EVENTS).is_dir()):
         prepare_events(source, root, download=cfg.dataset_download)
@@ -142,7 +185,7 @@ def _open_events(
         samples = event_samples(source, root)
         if not dropping:
             make_frames(root, samples, steps, source.side)
-    elif folder.is_dir() and not dropping:  # somebody kept the frames only
+    elif folder.is_dir() and not dropping:  # the events were deleted
         samples = list_samples(folder, source.folders)
         check_complete(source, root, folder, samples)
     else:

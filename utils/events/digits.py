@@ -1,8 +1,8 @@
-"""The embedded event set: the embedded digits, seen by a simulated event camera during three saccades.
+"""The embedded event set: the embedded digits, recorded by a simulated event camera that makes three movements.
 
-Made where it is first used, in seconds, and not kept in git: 1,797 small binary files would weigh on each clone, and
-their content follows from data/digits/digits.npz and the constants below. Recording moving digits with an event
-camera follows N-MNIST (Orchard et al., Frontiers in Neuroscience 9:437, 2015).
+It is made at its first use, in seconds, and not kept in git: 1,797 small binary files would make each clone larger, and
+they depend only on data/digits/digits.npz and the constants below. To record digits with a moving camera is the idea of
+N-MNIST (Orchard et al., Frontiers in Neuroscience 9:437, 2015).
 
 Legend: B images, H x W pixels, t microseconds.
 """
@@ -24,11 +24,11 @@ DIGITS_FILE = ROOT / "data" / "digits" / "digits.npz"  # found from any current 
 SIDE = 32  # pixels of the sensor
 _INK = 24  # pixels that the 8 x 8 image is enlarged to
 _DARK, _BRIGHT = 0.1, 1.0  # intensity of paper and of full ink: a bright digit on a dark screen, as in N-MNIST
-_DURATION, _STEP = 300_000, 2_000  # microseconds: three saccades of 100 ms, an image each 2 ms
+_DURATION, _STEP = 300_000, 2_000  # microseconds: three movements of 100 ms, an image each 2 ms
 # Corners of the path in pixels, (x, y): down and right, up and right, and back.
 _CORNERS = np.array([[-3.0, -3.0], [0.0, 3.0], [3.0, -3.0], [-3.0, -3.0]])
 _SEED = 2023
-_BATCH = 64  # images simulated at once: bounds the memory, without effect on the events
+_BATCH = 64  # images simulated at once: limits the memory, without effect on the events
 
 SENSOR = EventSensor(SIDE, SIDE, seed=_SEED)
 
@@ -43,7 +43,7 @@ def gaze(t: float) -> tuple[float, float]:
 
 def scene(images: NDArray[np.uint8]) -> Callable[[float], Floats]:
     """Digits uint8 [B, 8, 8], 0 paper to 255 ink -> intensities [B, H, W] as a function of t."""
-    reach = int(np.ceil(np.abs(_CORNERS).max())) + 1  # pixels beyond the sensor that the path brings into view
+    reach = int(np.ceil(np.abs(_CORNERS).max())) + 1  # pixels outside of the sensor that move into it
     canvas = np.zeros((len(images), SIDE + 2 * reach, SIDE + 2 * reach))
     corner = reach + (SIDE - _INK) // 2
     for i, image in enumerate(images):

@@ -23,7 +23,7 @@ _TIMEOUT = 60  # seconds without an answer
 
 
 def fetch(archives: list[tuple[str, str, str]], folder: Path) -> None:
-    """Download the archives that `folder` lacks or has damaged; each appears when it is complete and its MD5 fits.
+    """Download the archives that are missing or damaged in `folder`, each whole and with the right MD5, or not at all.
 
     Raises:
         UserError: the host does not answer, sends something else, or the disk is full.
@@ -65,7 +65,7 @@ def check_archives(archives: list[tuple[str, str, str]], folder: Path) -> None:
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Unpack the files that `target` lacks, each whole or not at all; other files than archives are left alone."""
+    """Unpack the files that are missing in `target`, each whole or not at all; `archive` may also be another file."""
     if archive.suffix not in (".zip", ".gz"):
         return
     base = target.resolve()

@@ -33,7 +33,7 @@ from utils.events.files import (
 from utils.events.splits import Split, split_by_folder, split_by_name
 
 MANIFEST = "prepared.json"
-# Class folders in SpikingJelly's order, that of text: class index 2 is the folder '10'. Released weights depend on it.
+# Class folders in SpikingJelly's order, sorted as text: class index 2 is the folder '10'. Published weights need it.
 _GESTURES = sorted(str(label) for label in range(11))
 
 _Jobs = tuple[Callable[..., None], list[tuple[Any, ...]], str]  # for `run_jobs`
@@ -52,7 +52,7 @@ class EventSource:
     splits: tuple[str, ...] = ()  # what event_split may name; the first one is the default
     total: dict[str, int] = field(default_factory=dict)  # samples by part ('' without parts), as published
     time_steps: int = 10  # of the configurations
-    reader: str = ""  # module and class in spikingjelly.datasets, which know archives and checksums
+    reader: str = ""  # module and class in spikingjelly.datasets that have the archives and their checksums
     paper: str = ""
     jobs: Callable[[EventSource, Path], _Jobs] | None = None  # how extracted recordings become event files
     make: Callable[[Path], None] | None = None  # makes all event files instead, without a download
@@ -117,19 +117,19 @@ def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[
 
 
 def what_to_do(source: EventSource, root: Path) -> str:
-    """One message: which files are missing, from where, with which checksum, and where they go."""
+    """A message that lists the files to download, with address and checksum, and says where to put them."""
     lines = [f"{root}: no files of {source.name} ({source.paper}). Download into {root / 'download'}:"]
     lines += [f"    {name:20} MD5 {md5}  {url}" for name, url, md5 in source.archives()]
     return "\n".join([*lines, f"  then run: python -m utils.prepare {source.name} --data-dir {root}"])
 
 
 def prepare_events(source: EventSource, root: Path, *, download: bool = False) -> dict[str, list[str]]:
-    """Bring `events_np` to completion from `download/` or `extract/`; returns its samples.
+    """Make the event files that are missing in `events_np`, from `download/` or `extract/`; returns all samples.
 
-    download: first fetch the archives that are missing, where their host lets programs do so
+    download: first fetch the archives that are missing, where their host allows programs to do so
 
     Raises:
-        UserError: an archive is missing or damaged, or a recording is; what was converted so far stays.
+        UserError: an archive or a recording is missing or damaged; files that were converted before stay.
     """
     if source.make is not None:
         source.make(root)

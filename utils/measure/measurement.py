@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.config.settings import Config
 from utils.data.datasets import dataset_facts, resolve_data
 from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
@@ -29,9 +30,6 @@ from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,9 @@ class Measurement:
         self.model = build_model(cfg)
         self.precision = Precision(cfg, process.device)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model.to(process.device).to(memory_format=self.memory_format)
+        self.model.to(process.device)
+        if cfg.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         check_contract(cfg, self.model, process.device)
         make_faster(cfg, self.model, process, self.precision, training=False)
         self.data: DataSettings = resolve_data(cfg)
@@ -142,9 +141,7 @@ class Measurement:
         sums = self.family.sums if self.family else {}
         synapses = SynapseRecorder(self.model, exact=self.mode == "exact", sums=sums, timed=self.sources)
         with firing, synapses:
-            accuracy = evaluate(
-                self.model, loader, self.precision, process, memory_format=self.memory_format, on_step=on_step
-            )
+            accuracy = evaluate(self.model, loader, self.precision, process, on_step=on_step)
         return accuracy, firing.rows(process, self._name_of), synapses.counts(process)
 
     def _name_of(self, name: str) -> str:

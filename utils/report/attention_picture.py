@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -15,14 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from utils.data.facts import DataSettings
 from utils.data.transforms import eval_transform
 from utils.errors import UserError
 from utils.events.pictures import colour
 from utils.measure.attention_map import AttentionMaps, attention_maps
-
-if TYPE_CHECKING:
-    from utils.data.facts import DataSettings
-    from utils.measure.measurement import Measurement
+from utils.measure.measurement import Measurement
 
 _MOST_SAMPLES = 64  # rows of the picture; more would be unreadable, and slow to draw
 _OVERLAY = 0.65

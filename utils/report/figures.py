@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from utils.measure.energy import EnergyReport, EnergyRow
 from utils.measure.firing import FiringRow
+from utils.measure.sweep import SweepPoint
 from utils.report.tables import energy as energy_text
 from utils.run.plot_style import BLUE, GREEN, ORANGE, VERMILION, plain
-
-if TYPE_CHECKING:
-    from utils.measure.sweep import SweepPoint
 
 _STEP_COLOURS = [BLUE, ORANGE, GREEN, VERMILION]
 

@@ -10,17 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.measure import firing
 from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport, EnergyRow
+from utils.measure.firing import FiringRow
+from utils.measure.measurement import Measured
+from utils.measure.sweep import SweepPoint
+from utils.measure.verify import Verification
 from utils.report import tables
-
-if TYPE_CHECKING:
-    from utils.measure.firing import FiringRow
-    from utils.measure.measurement import Measured
-    from utils.measure.sweep import SweepPoint
-    from utils.measure.verify import Verification
 
 SCHEMA = "sdt-report/1"
 _PART_KEYS = ("part", "count", "runs_as", "why_not_faster")

@@ -66,7 +66,7 @@ class SyncBatchNormCPU(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm of `model` share its statistics over the processes; keys and values stay."""
+    """Make every BatchNorm of `model` share its statistics over the processes; its state dict stays the same."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
@@ -78,7 +78,7 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 class SplitBatchNormOverTime(SplitBatchNorm2d):
     """timm's split BatchNorm for spiking layers, whose first dimension holds T before the S copies.
 
-    timm splits that dimension in S parts, which would part the time steps instead of the copies.
+    timm splits that dimension in S parts, which would separate the time steps instead of the copies.
 
     Shape: `[T*S*B, C, H, W]` -> the same. Key names are timm's.
     """

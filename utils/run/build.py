@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from module.accelerate import accelerate, for_evaluation, rows
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
 from utils.run.contract import check_contract
+from utils.run.distributed import Process
 from utils.run.models import SIZES, create_model
 from utils.run.partial import load_partial
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-    from utils.run.distributed import Process
-    from utils.run.precision import Precision
+from utils.run.precision import Precision
 
 __all__ = ["for_evaluation", "rows"]  # for the rest of utils, which does not import module
 

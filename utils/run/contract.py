@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
+from utils.config.settings import Config
 from utils.data.datasets import dataset_facts, resolve_data
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 class SpikingModel(Protocol):
@@ -46,7 +45,7 @@ _METHODS = ("spike_sources", "set_grad_checkpointing", "fuse", "reset_classifier
 def check_contract(cfg: Config, model: nn.Module, device: torch.device) -> None:
     """Find out with one small forward pass whether `model`, which is on `device`, can be trained and measured.
 
-    Weights, running statistics, modes and random states stay as they were.
+    Weights, running statistics, modes and random states stay as they were; neurons are reset.
 
     Raises:
         UserError: something is missing; the message lists all of it.
@@ -105,6 +104,8 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+            if isinstance(module, MemoryModule):  # SpikingJelly's nodes keep their state from call to call
+                module.reset()
 
 
 def _wrong_output(cfg: Config, output: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The one evaluation loop: accuracy and loss over all samples of all processes.
+"""The evaluation loop, of training and measurement: accuracy and loss over all samples of all processes.
 
 Legend: T time steps, B batch, C channels, H x W image, K classes.
 """
@@ -39,13 +39,16 @@ def evaluate(
     precision: Precision,
     process: Process,
     *,
-    memory_format: torch.memory_format = torch.contiguous_format,
     on_step: Callable[[int], None] | None = None,
 ) -> EvalResult:
     """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
 
-    Per-step logits `[T, B, K]` (TET) are averaged over T. Sums are integers, or float64 for the loss, and are
-    divided once, so that neither the batch size nor the number of processes matters.
+    Logits of each time step `[T, B, K]` (TET) are averaged over T. Counts and losses are summed over all samples and
+    divided at the end, so that the result depends neither on the batch size nor on the number of processes.
+
+    Args:
+        loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`, on the device.
+        on_step: called after each batch with the number of batches done; may raise, to stop.
     """
     model.eval()
     started = time.perf_counter()
@@ -54,7 +57,7 @@ def evaluate(
     samples = 0
     for step, (x, y) in enumerate(loader):
         with precision.autocast():
-            logits, _ = model(_in_format(x, memory_format))
+            logits, _ = model(x)
         if logits.dim() == 3:
             logits = logits.mean(dim=0)  # [B, K]
         loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
@@ -67,11 +70,3 @@ def evaluate(
     loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
     seconds = time.perf_counter() - started
     return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
-
-
-def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
-    if x.dim() == 5 and memory_format is torch.channels_last:
-        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
-        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
-    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x

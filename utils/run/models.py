@@ -6,17 +6,15 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 from timm.models import model_entrypoint
 from torch import nn
 
+from utils.config.settings import Config
 from utils.data.datasets import resolve_data
 from utils.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _logger = logging.getLogger("sdt")
 

@@ -7,20 +7,18 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config.parse import to_yaml
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.files import replacing
 from utils.run.console import logger
 from utils.run.plugins import keep_copies
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 SUMMARY = "summary.csv"
 SUMMARY_LINES = "summary.jsonl"
@@ -37,8 +35,8 @@ class RunLog:
     Args:
         folder: exists already.
         cfg: written to args.yaml, and into the TensorBoard files.
+        start_epoch: rows of the summaries from this epoch on are deleted, since these epochs are run again.
         parts: how each part of the model runs, written to parts.txt.
-        start_epoch: rows of the summaries from this epoch on belong to work that is done again, and are dropped.
 
     Raises:
         UserError: Weights & Biases is asked for and not installed.
@@ -104,7 +102,7 @@ def _start_wandb(cfg: Config, folder: Path) -> Any:
 
 
 def _keep_rows_before(path: Path, epoch: int, epoch_of: Callable[[str], Any]) -> None:
-    """Drop the lines of a summary from `epoch` on, and a last line that a killed process left torn."""
+    """Delete the lines of a summary from `epoch` on, and a last line that a killed process did not finish."""
     if not path.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""The folder of one run: which one it is, and that no second run writes there."""
+"""The folder of one run: its name, and a lock against a second run in it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import itertools
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from utils.config.settings import Config
 from utils.errors import UserError
 from utils.run.console import logger
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 DEFAULT_OUTPUT = "output/train"
 LOCK = ".lock"
 
 
 def run_folder(cfg: Config) -> Path:
-    """Where the run writes: output/train/<experiment>; a resumed run goes on beside its checkpoint.
+    """Where the run writes: output/train/<experiment>; a resumed run writes beside its checkpoint.
 
     Without an experiment name the folder is named by time, model and data set.
+
+    Raises:
+        UserError: the settings name no folder to resume in, or a new run would replace the checkpoint it starts from.
     """
     if cfg.resume == "auto" and not cfg.experiment:
         raise UserError("resume: auto looks in the run's folder; name it with --experiment")
@@ -40,7 +40,7 @@ def run_folder(cfg: Config) -> Path:
 
 
 def resumes_in_place(cfg: Config, folder: Path) -> bool:
-    """Whether the run goes on in its folder, instead of beginning in an empty one."""
+    """Whether the run continues in its folder, instead of starting in an empty one."""
     if cfg.resume == "auto":
         return True
     return bool(cfg.resume) and not cfg.no_resume_opt and Path(cfg.resume).parent.resolve() == folder.resolve()
@@ -50,10 +50,10 @@ def resumes_in_place(cfg: Config, folder: Path) -> bool:
 def lock_folder(folder: Path, keep: bool) -> Iterator[None]:
     """Make `folder`, and lock it for this run while it is entered.
 
-    A start that fails before it has written a file leaves the folder as it found it.
+    If the run fails before it has written a file, the folder is left as it was.
 
     Args:
-        keep: the run goes on with the files there; otherwise the folder of an earlier run is renamed first.
+        keep: the run continues with the files there; otherwise the folder of an earlier run is renamed first.
 
     Raises:
         UserError: another live run writes to it, or it cannot be written.
@@ -70,7 +70,7 @@ def lock_folder(folder: Path, keep: bool) -> Iterator[None]:
             yield
         finally:
             if is_new and not _holds_files(folder):
-                with contextlib.suppress(OSError):  # a second error would hide the first
+                with contextlib.suppress(OSError):  # an error here would hide the first one
                     (folder / LOCK).unlink()
                     folder.rmdir()
                     if aside is not None:

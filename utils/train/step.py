@@ -1,4 +1,4 @@
-"""The one training loop, and what a step of it does.
+"""The training loop: what one step does, and an epoch of steps.
 
 Legend: T time steps, B batch, C channels, H x W image.
 """
@@ -6,6 +6,7 @@ Legend: T time steps, B batch, C channels, H x W image.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +17,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
+from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
-from utils.run.evaluation import _in_format
 from utils.run.hooks import ForwardHook, hooked
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.run.reproduce import seed_step
+from utils.train.losses import make_train_loss
+from utils.train.run_state import RunState
 
-_OVERFLOWS_BACKWARDS = "it overflows on the way back"
 
-
-class Tally:
+class EpochSums:
     """What one process has summed up in an epoch so far.
 
-    Sums stay on the device: reading them at each step would make the host wait for it.
+    The sum of losses stays on the device: reading it at each step would make the host wait.
     """
 
     def __init__(self, device: torch.device, steps: int = 0, loss_sum: float = 0.0, samples: int = 0) -> None:
@@ -72,8 +75,7 @@ class TrainStep:
     loss_fn: nn.Module
     optimizer: Optimizer
     precision: Precision
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
+    mixup: Mixing | None = None
     accumulate: int = 1
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
@@ -84,19 +86,18 @@ class TrainStep:
         """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
 
         Raises:
-            NonFiniteError: with the step and the first module whose output is not finite, before the update.
-                Gradients are watched too. Loss scaling leaves such an update out and goes on with a smaller scale;
-                there, only so many in a row end the run that no scale can help.
+            NonFiniteError: the loss or a gradient is not finite; raised before the update, with the step and the first
+                module whose output is not finite. With loss scaling, which skips such an update and uses a smaller
+                scale, it is raised only after so many skipped updates that no scale can help.
         """
         if self.seed is not None:
             self.seed(step)
-        x = _in_format(x, self.memory_format)
         if self.mixup is not None:
             x, y = self.mixup(x, y)
         first = step - step % self.accumulate
         group = min(self.accumulate, last_step + 1 - first)  # the last group of an epoch may be smaller
         updates = step + 1 == first + group
-        # Between updates the gradients need not travel.
+        # Between updates, the processes need not exchange gradients.
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
@@ -104,11 +105,8 @@ class TrainStep:
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
-            raise NonFiniteError(
-                f"the loss is {float(loss.detach())} in step {step}; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or 'the loss function itself overflows'}; "
-                "the weights were not updated"
-            )
+            what = f"the loss is {float(loss.detach())} in step {step}"
+            raise self._not_finite(what, x, otherwise="the loss function itself overflows")
         if updates:
             if not self.precision.scaler.is_enabled():
                 self._check_gradients(x, step)
@@ -126,39 +124,56 @@ class TrainStep:
         return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
     def _check_gradients(self, x: Tensor, step: int) -> None:
-        """A spiking neuron answers NaN with silence, so that only the gradients may show it.
+        """A spiking neuron does not fire on NaN, so the loss may be finite where a gradient is not.
 
-        On CUDA the answer is read one step later: waiting for it would leave the device idle in every step. A
-        state that is not finite is never saved, so what is on disk stays good.
+        On CUDA the result is read one step later: waiting for it would leave the device idle in every step. A state
+        that is not finite is never saved.
         """
-        if self._earlier is not None and not self._earlier():
-            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
         gradients = {name: p.grad for name, p in _unwrapped(self.model).named_parameters() if p.grad is not None}
-        # One fused norm over all of them decides; it overflows only where the update would be worthless as well.
-        is_finite = _read_later(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())))
+        # One norm over all of them; it overflows only where the update would be useless as well.
+        if self._answer(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
+            return
         if x.is_cuda:
-            self._earlier = is_finite
-        elif not is_finite():
-            bad = next(
-                (n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together"
-            )
-            raise NonFiniteError(
-                f"the gradient of {bad} is not finite in step {step}, while the loss is; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
+        bad = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together")
+        raise self._not_finite(f"the gradient of {bad} is not finite in step {step}, while the loss is", x)
 
     def _check_skipped_updates(self, x: Tensor, step: int) -> None:
-        """End a run in which loss scaling would leave out all updates to come; on CUDA one step later, as above."""
-        may_go_on = _read_later(self.precision.skipped_updates < MOST_SKIPPED_UPDATES)
-        judged, self._earlier = (self._earlier, may_go_on) if x.is_cuda else (may_go_on, None)
-        if judged is not None and not judged():
-            raise NonFiniteError(
-                f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}, and no "
-                "smaller loss scale can help; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+        """End a run in which loss scaling would skip all further updates; on CUDA one step later, as above."""
+        if not self._answer(self.precision.skipped_updates < MOST_SKIPPED_UPDATES):
+            what = f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}"
+            raise self._not_finite(f"{what}, and no smaller loss scale can help", x)
+
+    def _answer(self, flag: Tensor) -> bool:
+        """The value of a flag; on CUDA that of the step before, so that the host need not wait."""
+        present = _read_later(flag)
+        if not flag.is_cuda:
+            return present()
+        earlier, self._earlier = self._earlier, present
+        return earlier is None or earlier()
+
+    def _not_finite(self, what: str, x: Tensor, otherwise: str = "it overflows in the backward pass") -> NonFiniteError:
+        where = _first_nonfinite_module(self.model, x, self.precision) or otherwise
+        return NonFiniteError(f"{what}; {where}; the weights were not updated")
+
+
+def make_step(
+    cfg: Config, epoch: int, model: nn.Module, state: RunState, frozen: Sequence[nn.Module], process: Process
+) -> TrainStep:
+    """How the batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
+    mixup = build_mixup(cfg, epoch)
+    ema = state.ema
+    return TrainStep(
+        model,
+        make_train_loss(cfg, mixup_active=mixup is not None).to(process.device),
+        state.optimizer,
+        state.precision,
+        mixup=mixup,
+        accumulate=cfg.grad_accum_steps,
+        frozen=frozen,
+        seed=functools.partial(seed_step, cfg.seed, epoch, rank=process.rank),
+        after_update=None if ema is None else functools.partial(ema.update, state.model),
+    )
 
 
 def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -171,8 +186,8 @@ def train_one_epoch(
     steps: int,
     process: Process,
     *,
-    tally: Tally | None = None,
-    on_step: Callable[[Tally], None] | None = None,
+    sums: EpochSums | None = None,
+    on_step: Callable[[EpochSums], None] | None = None,
 ) -> TrainResult:
     """Train on every batch of `loader` once.
 
@@ -180,23 +195,23 @@ def train_one_epoch(
         step: how a batch is trained on.
         loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`, on the device.
         steps: batches of a whole epoch.
-        tally: what was summed up before `loader`'s first batch, when the epoch goes on in its middle.
-        on_step: called after each step; may raise to stop between two steps.
+        sums: of the steps done before, when `loader` starts in the middle of the epoch.
+        on_step: called with the sums after each step; may raise, to stop between two steps.
 
     Raises:
         NonFiniteError: see `TrainStep.run`.
     """
-    tally = tally or Tally(process.device)
+    sums = sums or EpochSums(process.device)
     step.model.train()
     for module in step.frozen:
         module.eval()
-    started, already = time.perf_counter(), tally.samples
+    started, already = time.perf_counter(), sums.samples
     for x, y in loader:
-        loss = step.run(x, y, tally.steps, steps - 1)
-        tally.add(loss, len(x))
+        loss = step.run(x, y, sums.steps, steps - 1)
+        sums.add(loss, len(x))
         if on_step is not None:
-            on_step(tally)
-    loss_sum, samples, here = process.sum(float(tally.loss_sum), tally.samples, tally.samples - already)
+            on_step(sums)
+    loss_sum, samples, here = process.sum(float(sums.loss_sum), sums.samples, sums.samples - already)
     return TrainResult(loss_sum / samples, here / (time.perf_counter() - started))
 
 
@@ -227,7 +242,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -> str:
-    """Name the first module, in order of execution, whose output is not finite; empty when none is."""
+    """The first module, in order of execution, whose output is not finite, in words; empty if there is none."""
     if not bool(torch.isfinite(x).all()):
         return "the input batch itself is not finite"
     found: list[str] = []
