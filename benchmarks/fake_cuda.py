@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,30 +31,10 @@ from model import SpikeDrivenTransformer
 from module.accelerate import accelerate
 
 BANDWIDTH, FLOPS = 3.35e12, 800e12  # H100: bytes/s, dense 16-bit FLOP/s
-_VIEWS = [
-    "view",
-    "_unsafe_view",
-    "expand",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "select",
-    "slice",
-    "detach",
-    "alias",
-    "t",
-    "unbind",
-    "split",
-    "as_strided",
-    "unflatten",
-    "_reshape_alias",
-    "lift_fresh",
-    "is_pinned",
-    "split_with_sizes",
-    "chunk",
-    "narrow",
-]
+_VIEWS = re.compile(
+    "view|_unsafe_view|expand|transpose|permute|unsqueeze|squeeze|select|slice|detach|alias|t|unbind|split|as_strided|"
+    "unflatten|_reshape_alias|lift_fresh|is_pinned|split_with_sizes|chunk|narrow|prim::.*|.*empty.*"
+)
 
 # Operators of this project that read an input in more than one pass: how often each input is read again. Statistics are
 # a pass over the input, and so are the sums of a backward pass. `attend` reads what it keeps once more.
@@ -117,8 +98,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
-        base = name.split("::")[-1]
-        if base not in _VIEWS and not name.startswith("prim::") and "empty" not in base:
+        if not _VIEWS.fullmatch(name.removeprefix("aten::")):
             self.rows.append(Row(self.phase, name, _operands((args, kwargs)), _operands(out)))
         return out
 
@@ -271,8 +251,8 @@ def main() -> None:
             print(in_words(row))
     moved, flops, seconds = done.totals()
     print(
-        f"{len(done.rows)} operators, {moved / 1e9:.1f} GB, {flops / 1e12:.2f} TFLOP, {done.kept / 1e9:.1f} GB kept for "
-        f"the backward pass; bound on an H100: {seconds * 1e3:.1f} ms, {given.batch / seconds:.0f} images/s"
+        f"{len(done.rows)} operators, {moved / 1e9:.1f} GB, {flops / 1e12:.2f} TFLOP, {done.kept / 1e9:.1f} GB kept "
+        f"for the backward pass; bound on an H100: {seconds * 1e3:.1f} ms, {given.batch / seconds:.0f} images/s"
     )
 
 
