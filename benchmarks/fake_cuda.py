@@ -153,7 +153,7 @@ def _walk_backward(loss: Tensor) -> None:
 def _without_random_numbers() -> Iterator[None]:
     """Fake tensors hold none, and drawing them takes its time."""
     truncated = nn.init.trunc_normal_
-    nn.init.trunc_normal_ = lambda t, **_: t  # type: ignore[assignment]
+    nn.init.trunc_normal_ = lambda t, **_: t
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from module.kernels.fusion import (
     is_folded,
     norm_add,
     norm_neuron,
+    norm_neuron_pool,
     norms_neuron,
     pooled,
 )
@@ -66,9 +67,9 @@ class FusedSPS(FusedPart, MS_SPS):
 
     def fast_forward(self, x: Tensor) -> Tensor:
         steps = x.shape[0]
-        s = pooled(self.maxpool, norm_neuron(self.proj_bn, self.proj_lif, self._first_current(x), steps))
-        s = pooled(self.maxpool1, norm_neuron(self.proj_bn1, self.proj_lif1, convolved(self.proj_conv1, s)))
-        s = pooled(self.maxpool2, norm_neuron(self.proj_bn2, self.proj_lif2, convolved(self.proj_conv2, s)))
+        s = norm_neuron_pool(self.proj_bn, self.proj_lif, self.maxpool, self._first_current(x), steps)
+        s = norm_neuron_pool(self.proj_bn1, self.proj_lif1, self.maxpool1, convolved(self.proj_conv1, s))
+        s = norm_neuron_pool(self.proj_bn2, self.proj_lif2, self.maxpool2, convolved(self.proj_conv2, s))
         x = pooled(self.maxpool3, norm_add(self.proj_bn3, convolved(self.proj_conv3, s)))  # [T, B, D, H', W']
         return norm_add(self.rpe_bn, convolved(self.rpe_conv, self.proj_lif3(x)), x)
 

@@ -88,7 +88,7 @@ def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world
 def _first_rank_first(rank: int) -> Iterator[None]:
     # Rank 0 downloads, converts or indexes while the others wait: two would do it twice, or damage the archive.
     # On the CPUs and for as long as it takes: NCCL's own wait ends after 10 minutes.
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if dist.is_initialized() else None
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if dist.is_initialized() else None
     if rank > 0 and group is not None:
         dist.barrier(group=group)
     try:

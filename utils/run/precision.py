@@ -21,7 +21,8 @@ class Precision:
     """How forward and backward passes of a run compute.
 
     Without `amp`, float32 throughout; with `allow_tf32` CUDA multiplies with 10 bits of mantissa. With `amp`,
-    autocast to bfloat16, or to float16 with loss scaling on CUDA (the published runs). Neurons keep a float32 state unless `neuron_dtype` says otherwise.
+    autocast to bfloat16, or to float16 with loss scaling on CUDA (the published runs). Neurons keep a float32 state
+    unless `neuron_dtype` says otherwise.
 
     Raises:
         UserError: float16 on a CPU, where fast kernels are missing.
