@@ -57,8 +57,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size cifar
 	$(BIN)/python -m benchmarks.spikingjelly2 --device cpu --size digits --rounds 9
-	$(BIN)/python -m benchmarks.event_engine
-	$(BIN)/python -m benchmarks.event_layer
+	$(BIN)/python -m benchmarks.sparse_engine
+	$(BIN)/python -m benchmarks.sparse_layer
 
 # The golden tests on every backend first: a fast wrong answer is worth nothing.
 bench-gpu: $(STAMP)
