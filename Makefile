@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# `make demo` and `make test` also set up the environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,14 +8,16 @@ DEMO := output/train/demo
 .PHONY: help demo figures lint test format bench bench-gpu
 
 help:
-	@echo "make demo    train a small spike-driven transformer on handwritten digits, then show what fires and what it costs"
-	@echo "make test    lint, types and all tests"
-	@echo "make bench   speed and memory on this machine's CPU, as ratios to the published computation (some minutes)"
-	@echo "make bench-gpu  the same on a CUDA device, with the ImageNet sizes"
-	@echo "make lint    lint and types only"
-	@echo "VENV=DIR PYTHON=python3.12 choose the environment and the interpreter"
+	@echo "make demo    train a small spike-driven transformer on handwritten digits, then measure firing rates and energy"
+	@echo "make test    check style and types, and run all tests"
+	@echo "make bench   measure speed and memory on the CPU, as ratios to the published computation (some minutes)"
+	@echo "make bench-gpu  the same on a CUDA device, also with ImageNet sizes"
+	@echo "make lint    check style and types only"
+	@echo "make format  correct the style where that can be done automatically"
+	@echo "make figures draw the pictures of the README again"
+	@echo "VENV=DIR and PYTHON=python3.12 choose the folder of the environment and the interpreter"
 
-# Made anew when a requirements file is newer than the last complete installation.
+# Packages are installed again when a requirements file is newer than the last complete installation.
 $(STAMP): requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 13) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; give PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
 		--attention-map 4 --verify
 
-# The pictures of the README, from a run of the demo.
+# Draws the pictures of the README from a run of the demo.
 figures: demo
 	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
 		--attention-map 4 --verify --sweep-T 1 2 4 8
@@ -60,7 +62,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sparse_engine
 	$(BIN)/python -m benchmarks.sparse_layer
 
-# The golden tests on every backend first: a fast wrong answer is worth nothing.
+# First the golden tests on every backend, because the speed of a wrong result has no meaning.
 bench-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 	for dtype in float32 float16 bfloat16; do $(BIN)/python -m benchmarks.neuron --device cuda --dtype $$dtype || exit 1; done

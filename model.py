@@ -256,7 +256,10 @@ def sdt_arguments(
     if img_size_h is not None or img_size_w is not None:
         size = arguments.get("img_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
-        arguments["img_size"] = (img_size_h or height, img_size_w or width)
+        arguments["img_size"] = (
+            height if img_size_h is None else img_size_h,
+            width if img_size_w is None else img_size_w,
+        )
     neuron = {name: arguments.pop(name) for name in _OF_NEURONS if name in arguments}
     if neuron:
         make = functools.partial(arguments.get("neuron", make_neuron), **neuron)

@@ -16,22 +16,31 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     cfg = parse_config(argv, prog="train.py", description="Train a Spike-driven Transformer.")
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
+    from utils.run.console import setup_logging
     from utils.run.distributed import distributed
-    from utils.train.runlog import claimed, resumes_in_place, run_folder, setup_logging
+    from utils.train.run_folder import lock_folder, resumes_in_place, run_folder
 
     with distributed(cfg) as process:
         setup_logging(process)
+        register_names(cfg)
         if cfg.dry_run:
             return dry_run(cfg, process)
         folder = run_folder(cfg)
         if not process.is_main:
             return train(cfg, process, folder)
-        with claimed(folder, keep=resumes_in_place(cfg, folder)):
+        with lock_folder(folder, keep=resumes_in_place(cfg, folder)):
             return train(cfg, process, folder)
 
 
-def train(cfg: Config, process: Process, folder: Path) -> int:
+def register_names(cfg: Config) -> None:
+    """Register the models of this repository, then what the plugins define."""
     import model  # noqa: F401 -- registers the models
+    from utils.run.plugins import import_plugins
+
+    import_plugins(cfg.plugin)
+
+
+def train(cfg: Config, process: Process, folder: Path) -> int:
     from utils.train.trainer import Trainer
 
     trainer = Trainer(cfg, process, folder)
@@ -46,7 +55,6 @@ def train(cfg: Config, process: Process, folder: Path) -> int:
 
 
 def dry_run(cfg: Config, process: Process) -> int:
-    import model  # noqa: F401 -- registers the models
     from utils.train.dry_run import estimate
     from utils.train.trainer import Trainer
 

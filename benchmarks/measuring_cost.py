@@ -19,8 +19,8 @@ import torch
 from benchmarks.measure import Call, Spread, interleave, print_json, print_table, speedup
 from model import sdt
 from module.accelerate import accelerate
+from utils.measure.family import family_of
 from utils.measure.firing import FiringRecorder
-from utils.measure.measurement import attention_sums
 from utils.measure.synapses import SynapseRecorder
 
 MODELS = {
@@ -41,7 +41,10 @@ def candidates(sizes: dict, batch: int, device: torch.device) -> dict[str, Call]
     for parameter in model.parameters():  # weights that make the layers fire, as trained ones do
         if parameter.dim() > 1:
             torch.nn.init.kaiming_normal_(parameter)
-    x = torch.randn(batch, model.in_channels, sizes["img_size_h"], sizes["img_size_w"], device=device)
+    height, width = sizes["img_size_h"], sizes["img_size_w"]
+    x = torch.randn(batch, model.in_channels, height, width, device=device)
+    family = family_of(model, height, width)
+    assert family is not None
 
     def call(*, firing: bool, synapses: bool, exact: bool = False) -> Call:
         def run() -> None:
@@ -49,7 +52,7 @@ def candidates(sizes: dict, batch: int, device: torch.device) -> dict[str, Call]
                 if firing:
                     stack.enter_context(FiringRecorder(model.spike_sources()))
                 if synapses:
-                    stack.enter_context(SynapseRecorder(model, exact=exact, sums=attention_sums(model)))
+                    stack.enter_context(SynapseRecorder(model, exact=exact, sums=family.sums))
                 model(x)
 
         return run

@@ -76,8 +76,8 @@ def trained_network(config: str, checkpoint: str) -> tuple[PlainSDT, Tensor]:
     """The network of a checkpoint, and the first batch of its evaluation split."""
     from utils.config.parse import parse_config
     from utils.data.loaders import build_eval_loader
-    from utils.run.build import model_arguments
     from utils.run.checkpoint import load_weights
+    from utils.run.models import model_arguments
 
     cfg = parse_config(["-c", config], prog="sparse_engine", description="")
     arguments = model_arguments(cfg) | {"embed_dims": cfg.dim, "depths": cfg.layer, "num_heads": cfg.num_heads}

@@ -93,12 +93,13 @@ def accelerate(
     contexts = _contexts(parameter, amp_dtype, training)
     steps = int(getattr(model, "T", 4))
     reasons: dict[type[nn.Module], str] = {}
+    # Parts last: they are proved with the neurons and convolutions that they will run with.
     for candidates in (
-        list(_neurons(model, backend)),
-        list(_convolutions(model, engine, bf16_input_grad, reasons)),
-        list(_parts(model, kernels, parameter.device, reasons)),
+        _neurons(model, backend),
+        _convolutions(model, engine, bf16_input_grad, reasons),
+        _parts(model, kernels, parameter.device, reasons),
     ):
-        _attach(candidates, contexts, steps, prove, agree, reasons)
+        _attach(list(candidates), contexts, steps, prove, agree, reasons)
     model.acceleration = _rows(model, kernels, backend, reasons)  # type: ignore[assignment]
     return model
 
@@ -107,7 +108,7 @@ def detach(model: nn.Module) -> None:
     """Take every substitute off, in place."""
     for part in model.modules():
         if isinstance(part, Substitute):
-            part.__class__ = part.plain_class
+            part.__class__ = plain_class(part)  # type: ignore[assignment]
             for name in ("proved", "kernel", "auto", "bf16_input_grad", "counts"):
                 vars(part).pop(name, None)
 
@@ -195,9 +196,9 @@ def _parts(
         return
     reason = cpu.why_unusable() if device.type == "cpu" else f"none exists for {device.type}"
     for part in model.modules():
-        if substitute := PARTS.get(type(part)):
+        if type(part) in PARTS:
             if reason is None:
-                yield _Candidate(part, substitute, {})
+                yield _Candidate(part, PARTS[type(part)], {})
             reasons[type(part)] = reason or ""
 
 

@@ -61,7 +61,10 @@ class SpikingNode(nn.Module):
             try:
                 spikes = super().forward(x_seq.float() if half and self.neuron_dtype == "float32" else x_seq)
             finally:
+                potentials = node.v_seq if node.store_v_seq else None
                 node.reset()
+        if potentials is not None:
+            node.v_seq = potentials.detach()
         return spikes.to(x_seq.dtype)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
@@ -198,5 +201,6 @@ def make_neuron(
 
 
 def neurons_of(part: nn.Module) -> dict[str, nn.Module]:
-    """Name -> each SpikingJelly neuron in `part`, in order of construction."""
-    return {name: m for name, m in part.named_modules() if isinstance(m, sj_neuron.BaseNode)}
+    """Name -> each layer of neurons in `part`: SpikingJelly's, and any other module with a `v_threshold`."""
+    found = dict(part.named_modules())
+    return {n: m for n, m in found.items() if isinstance(m, sj_neuron.BaseNode) or hasattr(m, "v_threshold")}

@@ -93,9 +93,10 @@ def firing_num(argv: list[str]) -> None:
 def train_until(argv: list[str], events: int) -> None:
     """Train, and kill this process at its `events`-th event: a step, or a change of a file on the way to disk."""
     import train as entry
-    from utils.run import checkpoint
-    from utils.train import checkpoint_store, runlog
-    from utils.train import step as engine
+    from utils import files
+    from utils.train import checkpoint_store, trainer
+    from utils.train.run_files import RunLog
+    from utils.train.step import TrainStep
 
     left = events
 
@@ -109,13 +110,13 @@ def train_until(argv: list[str], events: int) -> None:
 
         return counted
 
-    engine.TrainStep.run = dies_after(engine.TrainStep.run)  # type: ignore[method-assign]
-    runlog.RunLog.epoch = dies_after(runlog.RunLog.epoch)  # type: ignore[method-assign]
-    engine.evaluate = dies_after(engine.evaluate)
+    TrainStep.run = dies_after(TrainStep.run)  # type: ignore[method-assign]
+    RunLog.epoch = dies_after(RunLog.epoch)  # type: ignore[method-assign]
+    trainer.evaluate = dies_after(trainer.evaluate)
     checkpoint_store._link = dies_after(checkpoint_store._link)
 
     class Os:
-        """The `os` that checkpoints are written with."""
+        """The `os` that files are renamed with."""
 
         fsync = staticmethod(dies_after(os.fsync))
         replace = staticmethod(dies_after(os.replace))
@@ -123,7 +124,7 @@ def train_until(argv: list[str], events: int) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-    checkpoint.os = Os()  # type: ignore[attr-defined]
+    files.os = Os()  # type: ignore[attr-defined]
 
     import torch
 

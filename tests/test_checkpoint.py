@@ -128,7 +128,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 def test_a_file_of_text_is_one_line_that_says_what_went_wrong(tmp_path):
     (tmp_path / "a.pth").write_text("junk\n")
     assert re.search(
-        r"is torn or no PyTorch file \(\w+(Error|Exception): .+\)$", refused(read_checkpoint, tmp_path / "a.pth")
+        r"is damaged or no PyTorch file \(\w+(Error|Exception): .+\)$", refused(read_checkpoint, tmp_path / "a.pth")
     )
 
 

@@ -142,7 +142,7 @@ def test_null_only_where_the_type_says_so():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"spike_mode": "plf"}, "did you mean plif?"),
+        ({"neuron_backend": "tritn"}, "did you mean triton?"),
         ({"sched": "multistep"}, "one of cosine, tanh, step, plateau, poly"),
         ({"clip_mode": "x"}, "one of norm, value, agc"),
         ({"eval_metric": "x"}, "one of loss, top1, top5"),
@@ -181,3 +181,43 @@ def test_round_trip(tmp_path):
 def test_round_trip_of_a_mapping():
     assert config_from(Config().as_dict()) == Config()
     assert config_from(Config().as_dict()).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--neuron-args", "tau=3.0", "name=0011", "deep=[1, {a: null}]"],
+        ["--neuron-args", "{tau: 3.0, name: 0011, deep: [1, {a: null}]}"],
+    ],
+)
+def test_arguments_of_a_neuron_are_a_mapping(argv, tmp_path):
+    expected = {"tau": 3.0, "name": "0011", "deep": [1, {"a": None}]}
+    cfg = parse(*argv)
+    assert cfg.neuron_args == config_from({"neuron_args": expected}).neuron_args == expected
+    (tmp_path / "a.yml").write_text(to_yaml(cfg))
+    assert load_yaml(tmp_path / "a.yml") == cfg
+
+
+@pytest.mark.parametrize("value", [3, "tau", {1: 2}, {"tau": float("nan")}, {"tau": {1, 2}}, [1]])
+def test_what_is_no_mapping_is_refused(value):
+    assert "give names with values, as {tau: 3.0}" in refused(neuron_args=value)
+
+
+@pytest.mark.parametrize("word", ["tau", "=3", "{tau: [}", "tau=[", "{tau"])
+def test_a_word_that_is_no_mapping_is_refused(word):
+    assert "give names with values, as {tau: 3.0}" in fails("--neuron-args", word)
+
+
+def test_plugins_are_one_value_a_list_or_one_option_each(written):
+    path = written("plugin: a.py\n")
+    assert load_yaml(path).plugin == ["a.py"]
+    assert config_from({"plugin": ["a.py", "b.py"]}).plugin == ["a.py", "b.py"]
+    # As for every setting, the command line replaces what the file says.
+    cfg = parse("-c", path, "--plugin", "b.py", "--epochs", "7", "--plugin", "c.py", "d.py")
+    assert cfg.plugin == ["b.py", "c.py", "d.py"]
+    assert load_yaml(written(to_yaml(cfg))).plugin == cfg.plugin
+
+
+def test_the_older_name_of_an_engine_is_stored_as_the_present_one():
+    assert config_from({"engine": "event"}).engine == parse("--engine", "event").engine == "sparse"
+    assert "one of auto, dense, sparse" in refused(engine="events")

@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_three_mistakes_come_in_one_message(written):
     path = written("lr: fast\nepohs: 3\n")
-    lines = fails("-c", path, "--spike-mode", "plf", "--dim", "100").splitlines()
+    lines = fails("-c", path, "--neuron-backend", "tritn", "--dim", "100").splitlines()
     assert lines[0] == "5 problems in the settings:"
     assert f"{path}:1: lr: 'fast' is not valid" in lines[1]
     assert f"{path}:2: epohs: unknown setting; did you mean epochs?" in lines[2]
-    assert "--spike-mode: 'plf'" in lines[3]
+    assert "--neuron-backend: 'tritn'" in lines[3]
     assert "--dim" in lines[4]
     assert "--dim" in lines[5] or "num_heads" in lines[5]
 

@@ -33,6 +33,8 @@ from utils.config.settings import SETTINGS, Config
         ({"mixup": 0.2, "batch_size": 33}, "batch_size 33 is odd"),
         ({"cutmix_minmax": [0.2, 0.8], "batch_size": 1}, "batch_size 1 is odd"),
         ({"resume": "a", "initial_checkpoint": "b"}, "exclude each other"),
+        ({"resume": "a", "initial_partial": "b"}, "resume a and initial_partial b exclude each other"),
+        ({"initial_checkpoint": "a", "initial_partial": "b"}, "initial_partial b exclude each other"),
         ({"sync_bn": True, "split_bn": True, "aug_splits": 2}, "exclude each other"),
         ({"epochs": 3}, "use warmup_epochs 2 or less"),
     ],
@@ -53,6 +55,9 @@ def test_an_impossible_combination_names_the_remedy(values, expected):
         {"bce_target_thresh": 0.2, "bce_loss": True},
         {"scale": [1, 1]},
         {"warmup_epochs": 0, "epochs": 1},
+        # A plugin may bring another model, or a set of events.
+        {"plugin": "a.py", "dim": 100, "num_heads": 3, "img_size": 9},
+        {"plugin": "a.py", "dataset": "mine", "event_roll": 3},
     ],
 )
 def test_a_possible_combination_passes(values):

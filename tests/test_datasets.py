@@ -16,11 +16,20 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils.config.parse import config_from
-from utils.config.settings import Config
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
-from utils.data.facts import DATASETS, DIGITS, dataset_facts, resolve_data
+from utils.config.settings import EVENT_DATASETS, Config
+from utils.data.datasets import (
+    DATASETS,
+    DIGITS,
+    build_dataset,
+    build_datasets,
+    dataset_facts,
+    resolve_data,
+)
+from utils.data.images import DigitsDataset
+from utils.data.register import register_dataset
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
+from utils.events.sources import SOURCES
 
 
 def digits_config(**settings: Any) -> Config:
@@ -153,6 +162,38 @@ def test_aug_splits_give_one_clean_and_one_augmented_copy() -> None:
 def test_aug_splits_without_augmentation_are_refused() -> None:
     with pytest.raises(UserError, match="aug_splits: needs augmentation, but no_aug is on"):
         build_dataset(digits_config(aug_splits=2, no_aug=True), training=True)
+
+
+# --- a set of one's own -----------------------------------------------------------------------------------
+
+
+class Stripes:
+    """Six images of two classes."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int, /) -> tuple[Any, int]:
+        return Image.new("RGB", (9, 9), (40 * index,) * 3), index % 2
+
+
+def test_a_set_of_images_needs_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "stripes", DATASETS["digits"])  # so that the name is free again afterwards
+    del DATASETS["stripes"]
+    register_dataset("stripes", lambda cfg, training: Stripes(), classes=2, input_size=(3, 16, 16))
+    train, evaluation = build_datasets(config_from({"dataset": "stripes", "num_classes": 2}))
+    assert torch.as_tensor(train[1][0]).shape == (3, 16, 16)
+    assert [evaluation[i][1] for i in range(len(evaluation))] == [0, 1] * 3
+    with pytest.raises(UserError, match="num_classes: 3 does not fit dataset 'stripes', which has 2 classes"):
+        build_datasets(config_from({"dataset": "stripes", "num_classes": 3}))
+    with pytest.raises(UserError, match=r"dataset: 'stripe' is unknown; valid: .*; did you mean stripes?"):
+        build_datasets(config_from({"dataset": "stripe"}))
+    with pytest.raises(ValueError, match="there is a data set 'stripes' already"):
+        register_dataset("stripes", lambda cfg, training: Stripes(), classes=2, input_size=(3, 16, 16))
+
+
+def test_the_settings_know_the_event_sets() -> None:
+    assert tuple(SOURCES) == EVENT_DATASETS
 
 
 # --- facts and settings ----------------------------------------------------------------------------------

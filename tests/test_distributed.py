@@ -230,12 +230,12 @@ def train_in_float64(path: str, synchronised: bool) -> None:
     from utils.config.settings import Config
 
     with distributed.distributed(Config(device="cpu")) as process:
-        from model import SpikeDrivenTransformer
-        from utils.run.sync_batchnorm import convert_sync_batchnorm
+        from model import sdt
+        from utils.run.batchnorm import convert_sync_batchnorm
 
         torch.manual_seed(0)
         sizes = dict(img_size_h=8, img_size_w=8, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=1)
-        model: torch.nn.Module = SpikeDrivenTransformer(**sizes, T=2, pooling_stat="0011", backend="torch").double()
+        model: torch.nn.Module = sdt(**sizes, T=2, pooling_stat="0011").double()
         if synchronised:
             model = convert_sync_batchnorm(model, process.device)
         plain = model

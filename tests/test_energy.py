@@ -10,12 +10,13 @@ from golden import FORWARD_FILES, load_json, load_tensors, model_arguments, unde
 from test_synapses import Multi, tiny_sdt
 from torch import nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
 from utils.measure.energy_extras import extra_rows, memory_bytes
 from utils.measure.firing import FiringRecorder
-from utils.measure.measurement import attention_sums, check_layers
-from utils.measure.sdt.ann_twin import ann_macs, ann_twin, attention_twin_pJ, compare_attention
+from utils.measure.sdt.ann_twin import ann_macs, attention_twin_pJ, compare
+from utils.measure.sdt.family import SdtFamily
+from utils.measure.sdt.names import token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
 from utils.measure.sdt.shape import SdtShape
 from utils.measure.synapse_counts import Counts, LayerCount
@@ -92,15 +93,17 @@ def test_self_attention_of_the_twin_is_published_for_three_sizes():
 
 def test_a_measured_model_has_the_layers_neurons_and_residuals_of_its_sizes():
     model = tiny_sdt(img_size_h=16, img_size_w=16, mlp_ratios=1, depths=2, pooling_stat="1010")
-    with torch.no_grad(), SynapseRecorder(model, sums=attention_sums(model)) as recorder:
+    with torch.no_grad(), SynapseRecorder(model, sums=token_sums(model)) as recorder:
         model(torch.randn(2, 1, 16, 16))
     counts, shape = recorder.counts(), SdtShape.of(model, 16, 16)
-    check_layers(shape, counts)
+    rates = {name: [0.5] for name in model.spike_sources()}
+    assert SdtFamily(shape, model).why_not(counts, rates) == ""
     assert sum(counts.neurons_per_step.values()) == neurons_per_step(shape)
     tokens = 4 * 4 * 8
     assert shape.residual_additions_per_step() == tokens + 2 * 3 * tokens
-    with pytest.raises(RuntimeError, match="other layers"):
-        check_layers(replace(shape, depths=1), counts)
+    assert "other layers" in SdtFamily(replace(shape, depths=1), model).why_not(counts, rates)
+    del rates["MS_MLP_Conv1_fc2_lif"]
+    assert "MS_MLP_Conv1_fc2_lif" in SdtFamily(shape, model).why_not(counts, rates)
 
 
 def test_a_total_is_the_sum_of_products_and_additions():
@@ -139,6 +142,8 @@ def test_the_first_conv_is_charged_per_step_or_once():
     assert once.rows[1] == per_step.rows[1]
     assert once.other_first_conv_mJ == pytest.approx(per_step.total_mJ)
     assert per_step.other_first_conv_mJ == pytest.approx(once.total_mJ)
+    unlike = account(counts_of(replace(image, nonzero=[500, 400])), first_conv="once")  # no step stands for the other
+    assert unlike.rows[0].operations == 1800
     spikes = account(counts_of(layer()), first_conv="once")  # a first layer that takes spikes is charged as any other
     assert spikes.rows[0].operations == 480
     assert spikes.other_first_conv_mJ is None
@@ -172,8 +177,8 @@ def test_unknown_names_are_refused_with_the_valid_ones():
 
 def test_extras_stay_out_of_the_total():
     counts = replace(counts_of(layer()), neurons_per_step={"a": 100, "b": 50}, norms_per_step={"n": 70})
-    shape = SdtShape()
-    arguments = dict(shape=shape, memory_pJ_per_byte=24.96)
+    additions = SdtShape().residual_additions_per_step()
+    arguments = dict(residual_additions=additions, memory_pJ_per_byte=24.96)
     rows = {row.name: row for row in extra_rows(["neurons", "residual", "batchnorm", "memory"], counts, COSTS["fp32"],
                                                 **arguments)}  # fmt: skip
     assert rows["neurons"].energy_pJ == pytest.approx(2 * 150 * 4.6)
@@ -184,8 +189,8 @@ def test_extras_stay_out_of_the_total():
     report = replace(account(counts), extras=list(rows.values()))
     assert report.total_pJ == account(counts).total_pJ
     assert report.extras_mJ > 0
-    with pytest.raises(ValueError, match="registry"):
-        extra_rows(["residual"], counts, COSTS["fp32"], shape=None, memory_pJ_per_byte=1)
+    with pytest.raises(ValueError, match="known family"):
+        extra_rows(["residual"], counts, COSTS["fp32"], residual_additions=None, memory_pJ_per_byte=1)
     with pytest.raises(ValueError, match="is not one of"):
         extra_rows(["leakage"], counts, COSTS["fp32"], **arguments)
 
@@ -193,7 +198,7 @@ def test_extras_stay_out_of_the_total():
 def test_attention_is_charged_for_the_spikes_that_meet():
     model = tiny_sdt()
     firing = FiringRecorder(model.spike_sources())
-    with torch.no_grad(), firing, SynapseRecorder(model, sums=attention_sums(model)) as recorder:
+    with torch.no_grad(), firing, SynapseRecorder(model, sums=token_sums(model)) as recorder:
         model(torch.randn(4, 1, 8, 8))
     rows = {row.name: row for row in firing.rows(Process(0, 1, torch.device("cpu")))}
     k, v, met = (rows[f"MS_SSA_Conv0_{name}"] for name in ("k_lif", "v_lif", "kv_before"))
@@ -244,14 +249,14 @@ def test_paper_mode_charges_the_rates_of_the_supplement():
 def test_a_silent_network_has_no_ratio():
     shape = SdtShape(height=32, width=32)
     silent = EnergyReport("exact", "once", COSTS["fp32"], 4, [])
-    assert ann_twin(shape, silent).ratio is None
-    assert compare_attention(shape, silent).ratio is None
+    assert compare(shape, silent).ratio is None
+    assert compare(shape, silent).attention_ratio is None
 
 
 @pytest.mark.parametrize("name", FORWARD_FILES)
 def test_published_models_are_spike_driven(name):
     meta, tensors = load_tensors(name)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]))
+    model = sdt(**model_arguments(meta["cfg"]))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in under(tensors, "state").items()})
     proof = verify_spike_driven(model.eval(), tensors["input"][:2].float())
     assert proof.passed, proof.lines()

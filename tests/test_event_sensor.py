@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from utils.events import digits as digits_dvs
-from utils.events.dataset import DIGITS_FILE
-from utils.events.digits import expected_files, gaze, scene, simulate
+from utils.events.digits import DIGITS_FILE, expected_files, gaze, scene, simulate
 from utils.events.sensor import EventSensor
 
 QUIET = dict(mismatch=0.0, noise_rate=0.0, refractory=0)
@@ -90,24 +89,17 @@ def test_the_gaze_starts_and_ends_at_one_place_and_the_image_moves_with_it() -> 
 
 
 def test_the_set_is_made_once_and_completed_where_files_are_missing(tmp_path: Path, monkeypatch) -> None:
-    folders = expected_files(DIGITS_FILE)
-    assert sum(map(len, folders.values())) == 1797
+    expected = expected_files()
+    assert len(expected) == 1797
+    folders = {path.rpartition("/")[0]: path for path in expected}
     assert len(folders) == 20
-    few = {folder: numbers[:1] for folder, numbers in folders.items()}
-    monkeypatch.setattr(digits_dvs, "expected_files", lambda digits: few)
-    written: dict[str, bytes] = {}
-
-    def write(path: Path, events) -> None:
-        written[path.name] = events["t"].tobytes() + events["p"].tobytes()
-        path.touch()
-
-    steps: list[int] = []
-    digits_dvs.make(DIGITS_FILE, tmp_path, write, steps.append)
-    first = dict(written)
-    assert len(first) == 20
-    assert sum(steps) == 20
-    victim = next(tmp_path.rglob("*.npz"))
+    monkeypatch.setattr(digits_dvs, "expected_files", lambda: {path: expected[path] for path in folders.values()})
+    digits_dvs.complete(tmp_path)
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
+    assert len(made) == 20
+    victim = next(iter(made))
     victim.unlink()
-    written.clear()
-    digits_dvs.make(DIGITS_FILE, tmp_path, write, steps.append)
-    assert written == {victim.name: first[victim.name]}
+    when = {path: path.stat().st_mtime_ns for path in made if path != victim}
+    digits_dvs.complete(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.npz")} == made
+    assert all(path.stat().st_mtime_ns == before for path, before in when.items()), "what is there is not made again"

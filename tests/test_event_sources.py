@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from recordings import CLASSES, some_events, write_cifar10_dvs, write_gesture
+from torchvision.datasets.utils import calculate_md5 as md5_of
 
 from utils.errors import UserError
 from utils.events import sources as event_sources
-from utils.events.download import fetch, md5_of
+from utils.events.download import extract, fetch
 from utils.events.files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
 from utils.events.sources import SOURCES, event_samples, prepare_events
 
@@ -107,10 +112,27 @@ def test_wrong_and_missing_archives_come_in_one_message(cifar) -> None:
     assert not (cifar / "events_np").exists()
 
 
-def test_missing_archives_are_downloaded_and_nothing_else_is(cifar, monkeypatch) -> None:
-    host = cifar / "host"
-    (cifar / "download").rename(host)
-    resources = [(path.name, path.as_uri(), md5_of(path)) for path in sorted(host.iterdir())]
+@pytest.fixture
+def host(tmp_path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address at which this machine serves it."""
+    (tmp_path / "host").mkdir()
+    handler = functools.partial(Quiet, directory=str(tmp_path / "host"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield tmp_path / "host", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_missing_archives_are_downloaded_and_nothing_else_is(cifar, host, monkeypatch) -> None:
+    folder, address = host
+    folder.rmdir()
+    (cifar / "download").rename(folder)
+    resources = [(path.name, f"{address}/{path.name}", md5_of(path)) for path in sorted(folder.iterdir())]
     pretend(monkeypatch, CIFAR, resources)
     assert sum(map(len, prepare_events(CIFAR, cifar, download=True).values())) == 30
     kept = {path: path.stat().st_mtime_ns for path in (cifar / "download").iterdir()}
@@ -121,14 +143,16 @@ def test_missing_archives_are_downloaded_and_nothing_else_is(cifar, monkeypatch)
     assert not list((cifar / "download").glob(".*"))
 
 
-def test_a_host_that_sends_something_else_or_nothing_is_named(tmp_path) -> None:
-    (tmp_path / "page.html").write_text("<html>please log in</html>")
-    url = (tmp_path / "page.html").as_uri()
+def test_a_host_that_sends_something_else_or_nothing_is_named(tmp_path, host) -> None:
+    folder, address = host
+    (folder / "page.html").write_text("<html>please log in</html>")
+    url = f"{address}/page.html"
     with pytest.raises(UserError, match=rf"{url} sent something else than cat.zip \(MD5 \w+, expected 0123\)"):
         fetch([("cat.zip", url, "0123")], tmp_path / "download")
     assert not (tmp_path / "download" / "cat.zip").exists()
     with pytest.raises(UserError, match=r"nowhere.zip cannot be downloaded to .*; try again, or put cat.zip there"):
-        fetch([("cat.zip", (tmp_path / "nowhere.zip").as_uri(), "0123")], tmp_path / "download")
+        fetch([("cat.zip", f"{address}/nowhere.zip", "0123")], tmp_path / "download")
+    assert not any((tmp_path / "download").iterdir())
 
 
 def test_gesture_must_be_downloaded_by_hand(tmp_path) -> None:
@@ -219,7 +243,7 @@ def test_an_archive_that_points_outside_is_refused(cifar, tmp_path_factory) -> N
     with zipfile.ZipFile(cifar / "evil.zip", "w") as file:
         file.writestr("../../outside.aedat", b"x")
     with pytest.raises(UserError, match="points outside of"):
-        event_sources.extract(cifar / "evil.zip", cifar / "extract")
+        extract(cifar / "evil.zip", cifar / "extract")
 
 
 @pytest.mark.slow

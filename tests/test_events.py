@@ -343,7 +343,7 @@ def test_a_run_does_not_go_on_with_another_split(root, tmp_path) -> None:
 
     model = torch.nn.Linear(2, 2)
     trained, now = config(root, split_hash="0123"), config(root, split_hash="4567")
-    optimizer = make_optimizer(trained, model, trained.lr)
+    optimizer = make_optimizer(trained, model)
     state = RunState(model, optimizer, make_schedule(trained, optimizer)[0], Precision(trained, CPU), None)
     path = tmp_path / "last.pth.tar"
     content = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}

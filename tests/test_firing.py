@@ -11,7 +11,9 @@ from tiny import lively, tiny
 from torch import nn
 
 from model import SpikeDrivenTransformer
-from utils.measure.firing import FiringRecorder, FiringRow, as_dict, paper_name, rate_cells, write_csv
+from utils.measure.firing import FiringRecorder, FiringRow, as_dict, write_csv
+from utils.measure.sdt.names import paper_name
+from utils.report.report import rate_cells
 from utils.report.tables import terminal
 from utils.run.distributed import Process
 
@@ -48,8 +50,8 @@ def test_counts_are_those_of_a_plain_loop(dtype):
     assert row.spikes == row.nonzero == by_loop
     assert all(type(count) is int for count in row.spikes)
     assert row.elements_per_step == 4 * 2 * 5
-    assert row.rate == row.nonzero_rate == [count / 40 for count in by_loop]
-    assert row.mean_rate == row.mean_nonzero_rate == sum(by_loop) / 120
+    assert row.rate == [count / 40 for count in by_loop]
+    assert row.mean_rate == sum(by_loop) / 120
 
 
 def test_half_precision_counts_beyond_2048_are_exact():
@@ -87,9 +89,11 @@ def test_batches_of_different_lengths_in_time_are_refused():
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.5], [2.0, 0.0], [-1.0, 1.0], [0.5, 1.5], [float("nan"), 0.0]])
-def test_values_that_are_no_spikes_are_refused(values):
-    with pytest.raises(ValueError, match="head_lif: its values are not all 0 or 1"):
-        recorded(torch.tensor(values).reshape(1, 1, 2))
+def test_values_that_are_no_spikes_are_told_apart_and_count_where_they_are_not_zero(values):
+    row = recorded(torch.tensor(values).reshape(1, 1, 2))
+    assert not row.is_binary
+    assert row.mean_rate == sum(value != 0 for value in values) / 2
+    assert recorded(torch.tensor([[[0.0, 1.0]]])).is_binary
 
 
 def test_a_tensor_that_was_never_computed_is_refused():

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 import firing_num
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.data.facts import DataSettings
 from utils.errors import UserError
-from utils.measure.attention_map import attention_maps, to_pictures
+from utils.measure.attention_map import attention_maps
 from utils.measure.energy import COSTS
-from utils.measure.sdt.rates_file import report_rates
+from utils.report.attention_picture import to_pictures
+from utils.report.rates import RatesReport
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -40,7 +41,7 @@ workers: 0
 
 def fresh_weights(seed):
     torch.manual_seed(seed)
-    model = SpikeDrivenTransformer(16, 16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, mlp_ratios=2,
+    model = sdt(img_size=16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, mlp_ratios=2,
                                    depths=2, T=3, pooling_stat="0011")  # fmt: skip
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -164,13 +165,23 @@ def test_the_page_has_the_tables_of_the_terminal(folder, capsys):
         for table in re.findall("<table>(.*?)</table>", page, re.DOTALL)
     ]
     *numbers, _ = tables  # the last one says what was measured
-    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1]
+    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1, 1 + 4]
     assert [row for rows in numbers for row in rows if row not in shown] == []
+
+
+def test_how_each_part_ran_is_told(folder, capsys):
+    _, found = run(folder, "parts", "--kernels", "plain")
+    parts = [tuple(row.values()) for row in found["parts"]]
+    assert ("MS_SSA_Conv", 2, "plain", "kernels: plain") in parts
+    assert [name for name, _, runs_as, _ in parts if runs_as == "SpikingJelly's torch code"] == ["LIF"]
+    assert "How each part ran" in capsys.readouterr().out
+    page = html.unescape((folder / "out" / "parts" / "report.html").read_text())
+    assert all("".join(f"<td>{cell}</td>" for cell in part) in page for part in parts)
 
 
 def test_a_report_is_a_file_of_rates(full):
     report, folder = full
-    again = report_rates(str(folder / "report.json"), COSTS["fp32"])
+    again = RatesReport(str(folder / "report.json"), COSTS["fp32"])
     (paper,) = (total for total in report["totals"] if total["mode"] == "paper")
     assert again.chosen.total_mJ == pytest.approx(paper["energy_mJ"], rel=1e-12)
 
@@ -222,7 +233,7 @@ def test_attention_maps_of_image_files(folder, full):
 
 
 def test_attention_maps_are_mean_rates_per_token():
-    model = SpikeDrivenTransformer(16, 16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=2, T=3,
+    model = sdt(img_size=16, in_channels=1, num_classes=10, embed_dims=16, num_heads=2, depths=2, T=3,
                                    pooling_stat="0001")  # fmt: skip
     weights = {k: v for k, v in fresh_weights(0).items() if v.shape == model.state_dict()[k].shape}
     model.load_state_dict(weights, strict=False)
@@ -263,7 +274,7 @@ def test_events_below_an_attention_map_have_the_colours_of_other_pictures():
         (["--mac-pj", "0"], "a number > 0"),
         (["--dataset", "digit"], "dataset: 'digit' is unknown"),
         (["--dataset", "folder"], "no default for dataset 'folder', but in_channels is 1; give one value"),
-        (["--neuron-backend", "cupy"], "neuron_backend: neuron backend 'cupy' cannot be used: the input is on cpu"),
+        (["--neuron-backend", "cupy"], "neuron_backend: neuron backend 'cupy' cannot be used: the model is on cpu"),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(folder, monkeypatch, argv, expected):
@@ -307,7 +318,7 @@ def test_a_folder_of_images_at_the_large_size(folder):
         Image.effect_noise((330, 340), 80).save(path / "1.png")
     torch.manual_seed(0)
     sizes = dict(num_classes=2, embed_dims=8, num_heads=2, mlp_ratios=2, depths=1, T=3, pooling_stat="1111")
-    torch.save({"state_dict": SpikeDrivenTransformer(**sizes).state_dict()}, folder / "large.pth.tar")
+    torch.save({"state_dict": sdt(**sizes).state_dict()}, folder / "large.pth.tar")
     _, report = run(folder, "large", "--dataset", "folder", "--data-dir", str(folder / "images"), "--large-valid",
                     "--resume", str(folder / "large.pth.tar"), "--num-classes", "2", "--in-channels", "3", "--dim", "8",
                     "--layer", "1", "--pooling-stat", "1111", "--img-size", "224")  # fmt: skip

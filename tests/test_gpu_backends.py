@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from golden import load_tensors, model_arguments, relative_error, under
+from tiny import neuron_on
 
-from model import SpikeDrivenTransformer
-from module.neuron import make_neuron
+from model import sdt
+from module.accelerate import accelerate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +24,7 @@ def test_backend_equals_spikingjelly_on_cuda(backend, mode, dtype, shape):
     x = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).to("cuda", dtype)
     results = []
     for name in ("torch", backend):
-        neuron = make_neuron(mode, backend=name).cuda()
+        neuron = neuron_on(name, mode).cuda()
         leaf = x.clone().requires_grad_()
         spikes = neuron(leaf)
         spikes.sum().backward()
@@ -37,8 +38,8 @@ def test_backend_equals_spikingjelly_on_cuda(backend, mode, dtype, shape):
 @pytest.mark.parametrize("name", ["image_lif", "image_plif"])
 def test_golden_logits_on_cuda(backend, name):
     meta, tensors = load_tensors(name)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]), backend=backend).double()
+    model = sdt(**model_arguments(meta["cfg"])).double()
     model.load_state_dict(under(tensors, "state"), strict=True)
     with torch.no_grad():
-        logits, _ = model.cuda().eval()(tensors["input"].cuda())
+        logits, _ = accelerate(model.cuda().eval(), neuron_backend=backend)(tensors["input"].cuda())
     assert relative_error(logits.cpu(), tensors["eval/logits"]) < 1e-9

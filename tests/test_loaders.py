@@ -13,6 +13,7 @@ import torch
 from timm.data import Mixup
 
 from utils.config.parse import config_from, parse_config
+from utils.config.settings import Config
 from utils.data import loaders as loaders_module
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.loaders import Loaders, build_eval_loader, build_loaders, collate
@@ -26,20 +27,14 @@ DIGITS_CONFIG = Path(__file__).resolve().parent.parent / "conf" / "digits" / "1_
 AUGMENTED = {"hflip": 0.0, "vflip": 0.5, "aa": "rand-m9-n2-mstd0.5-inc1", "reprob": 0.5, "remode": "pixel"}
 
 
+def digits_config(**settings: Any) -> Config:
+    image = {"dataset": "digits", "num_classes": 10, "in_channels": 1, "img_size": 16, "hflip": 0.0}
+    defaults = {**image, "batch_size": 64, "val_batch_size": 50, "workers": 0}
+    return config_from({**defaults, **settings})
+
+
 def loaders(*, rank: int = 0, world_size: int = 1, device: torch.device = CPU, **settings: Any) -> Loaders:
-    cfg = config_from(
-        {
-            "dataset": "digits",
-            "num_classes": 10,
-            "in_channels": 1,
-            "img_size": 16,
-            "hflip": 0.0,
-            "batch_size": 64,
-            "val_batch_size": 50,
-            "workers": 0,
-            **settings,
-        }
-    )
+    cfg = digits_config(**settings)
     return build_loaders(cfg, device=device, rank=rank, world_size=world_size)
 
 
@@ -211,10 +206,11 @@ def test_a_set_smaller_than_a_batch_is_refused(world_size: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [50, 36])  # leaves 37, 33
 def test_an_odd_rest_of_the_epoch_meets_no_mixup(batch_size: int) -> None:
-    built = loaders(mixup=0.5, cutmix=1.0, batch_size=batch_size)
+    settings = {"mixup": 0.5, "cutmix": 1.0, "batch_size": batch_size}
+    mixup = build_mixup(digits_config(**settings))
     assert 1437 % batch_size % 2 == 1
-    assert built.mixup is not None
-    sizes = [len(built.mixup(images, targets)[1]) for images, targets in built.train]
+    assert mixup is not None
+    sizes = [len(mixup(images, targets)[1]) for images, targets in loaders(**settings).train]
     assert sizes == [batch_size] * (1437 // batch_size)
 
 
@@ -235,19 +231,14 @@ def test_no_workers_and_the_batch_of_the_evaluation_by_command_line() -> None:
 
 
 @pytest.mark.parametrize(("rank", "order"), [(0, ["open", "barrier"]), (1, ["barrier", "open"])])
-@pytest.mark.parametrize(
-    "settings", [{"dataset": "wds/any"}, {"dataset": "folder"}, {"dataset": "gesture"}, {"dataset_download": True}]
-)
 def test_the_first_process_downloads_indexes_or_converts_before_the_others(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], rank: int, order: list[str]
+    monkeypatch: pytest.MonkeyPatch, rank: int, order: list[str]
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(loaders_module.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(loaders_module.dist, "barrier", lambda: done.append("barrier"))
-    monkeypatch.setattr(loaders_module, "build_datasets", lambda cfg: done.append("open"))
-    cfg = config_from(settings)
-    with loaders_module._first_rank_first(cfg, rank):
-        loaders_module.build_datasets(cfg)
+    with loaders_module._first_rank_first(rank):
+        done.append("open")
     assert done == order
 
 
@@ -268,7 +259,7 @@ def test_collate_keeps_odd_last_batches() -> None:
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.5}, {"cutmix": 1.0}, {"cutmix_minmax": [0.2, 0.8]}])
 def test_mixup_is_built_where_the_settings_ask_for_it(settings: dict[str, Any]) -> None:
-    mixup = loaders(**settings, smoothing=0.2).mixup
+    mixup = build_mixup(digits_config(**settings, smoothing=0.2))
     assert isinstance(mixup, Mixup)
     images, targets = mixup(torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 3]))
     assert (images.shape, targets.shape) == ((4, 1, 16, 16), (4, 10))
@@ -277,6 +268,8 @@ def test_mixup_is_built_where_the_settings_ask_for_it(settings: dict[str, Any]) 
 
 def test_mixup_is_left_out_where_they_do_not() -> None:
     assert build_mixup(config_from({"mixup": 0.0})) is None
+    ends = digits_config(mixup=0.5, mixup_off_epoch=2)
+    assert [build_mixup(ends, epoch) is None for epoch in range(4)] == [False, False, True, True]
 
 
 @pytest.mark.gpu
@@ -299,3 +292,11 @@ def test_a_loader_of_plain_batches_moves_them() -> None:
     # What a set that normalises nothing (event frames [B, T, C, H, W]) goes through.
     batch = (torch.rand(2, 4, 2, 8, 8), torch.tensor([1, 0]))
     assert_equal(list(DeviceLoader([batch], CPU)), [batch])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 4, 2, 8, 8)])
+def test_batches_have_the_channels_innermost_where_that_is_asked_for(shape: tuple[int, ...]) -> None:
+    batch = (torch.rand(shape), torch.tensor([1, 0]))
+    ((images, _),) = DeviceLoader([batch], CPU, channels_last=True)
+    assert images.stride(-3) == 1
+    assert torch.equal(images, batch[0])

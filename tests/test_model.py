@@ -116,8 +116,10 @@ def test_arguments_that_would_be_ignored_warn(argument):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spike_mode": "if"}, "spike_mode='if' is not one of lif, plif"),
-        ({"backend": "gpu"}, "backend='gpu' is not one of auto, torch, cupy"),
+        ({"spike_mode": "lief"}, r"spike_mode='lief' is not one of lif, plif, .* \(did you mean lif\?\)"),
+        ({"spike_mode": "liaf"}, "spike_mode='liaf' is not one of .*needs a function"),
+        ({"neuron_args": {"taus": 3.0}}, "neuron_args: lif has no argument taus; it has tau"),
+        ({"neuron_args": {"tau": 0.5}}, "do not fit lif"),
         ({"neuron_dtype": "half"}, "neuron_dtype='half' is not one of float32, input"),
         ({"pooling_stat": "011"}, "pooling_stat='011' must be four characters, each '0'.* or '1'"),
         ({"pooling_stat": "0021"}, "pooling_stat='0021' must be four characters, each '0'.* or '1'"),

@@ -204,9 +204,9 @@ def test_the_kernels_bring_no_second_openmp_runtime():
     if any("clang" in native._version(compiler) for compiler in compilers):
         pytest.skip("clang's code does not run on GCC's libgomp, which torch may have")
     code = (
-        "import torch; from module import cpu_kernels, event_kernels;"
+        "import torch; from module.kernels import cpu; from module.sparse import library;"
         "loaded = lambda: {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]};"
-        "before = loaded(); assert event_kernels.load(); assert cpu_kernels.why_unusable() is None;"
+        "before = loaded(); assert library.load(); assert cpu.why_unusable() is None;"
         "assert before; assert {n for n in loaded() if 'libgomp' in n or 'libomp' in n or 'iomp' in n} <= before"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -215,10 +215,10 @@ def test_the_kernels_bring_no_second_openmp_runtime():
 
 def test_a_model_without_compilers_runs_on_torch_and_says_why_in_one_line_each(tmp_path):
     code = (
-        "import torch; from model import SpikeDrivenTransformer;"
-        "model = SpikeDrivenTransformer(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=8, num_heads=1,"
-        " depths=1, T=2, pooling_stat='1111', engine='event').eval();"
-        "assert model.for_evaluation() is model;"
+        "import torch; from model import sdt; from module.accelerate import accelerate, for_evaluation;"
+        "model = sdt(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=8, num_heads=1,"
+        " depths=1, T=2, pooling_stat='1111').eval();"
+        "accelerate(model, engine='sparse'); assert for_evaluation(model) is model;"
         "runs = [model(torch.ones(1, 3, 16, 16))[0] for _ in range(2)];"
         "print(torch.equal(*runs), {type(m).__name__ for m in model.modules()} & {'SparseConv2d'})"
     )
@@ -233,7 +233,7 @@ def test_a_model_without_compilers_runs_on_torch_and_says_why_in_one_line_each(t
     assert done.stdout == "True set()\n"
     (dense,) = [line for line in done.stderr.splitlines() if "stay dense" in line]
     assert "out of order" in dense
-    (neurons,) = [line for line in done.stderr.splitlines() if "vectorised torch" in line]
+    (neurons,) = [line for line in done.stderr.splitlines() if "neurons run on lean" in line]
     assert "no C++ compiler found (looked for no-such-compiler)" in neurons
 
 

@@ -13,7 +13,8 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from module import neuron as neuron_file
-from module.neuron import BACKENDS, make_neuron, set_neuron_backend, why_cupy_cannot_be_used
+from module.kernels.backends import why_cupy_cannot_be_used
+from module.neuron import make_neuron
 
 MODES = ("lif", "plif")
 
@@ -198,7 +199,7 @@ def test_spikes_are_0_or_1_in_the_inputs_type(mode, dtype):
     ("arguments", "bad", "valid"),
     [
         ({"spike_mode": "lief"}, "'lief'", "lif, plif"),
-        ({"backend": "cuda"}, "'cuda'", "auto, torch, cupy"),
+        ({"surrogate": "sigmod"}, "did you mean sigmoid", "atan"),
         ({"neuron_dtype": "fp16"}, "'fp16'", "float32, input"),
     ],
 )
@@ -206,20 +207,6 @@ def test_unknown_names_are_refused_with_the_valid_ones(arguments, bad, valid):
     with pytest.raises(ValueError, match=bad) as caught:
         make_neuron(**arguments)
     assert valid in str(caught.value)
-
-
-def test_backend_of_a_whole_model_is_switched_and_a_wrong_name_refused():
-    model = nn.Sequential(make_neuron("lif"), nn.Sequential(make_neuron("plif")))
-    for backend in BACKENDS:
-        set_neuron_backend(model, backend)
-        assert {m.backend_choice for m in model.modules() if hasattr(m, "backend_choice")} == {backend}
-    with pytest.raises(ValueError, match="'numpy' is not one of auto, torch, cupy, cpp, triton, lean"):
-        set_neuron_backend(model, "numpy")
-
-
-def test_cupy_asked_for_on_a_cpu_names_the_device_as_the_cause():
-    with pytest.raises(ValueError, match=r"the input is on cpu, not on a CUDA device\. Use 'auto' or 'torch'"):
-        make_neuron("lif", backend="cupy")(torch.ones(2, 1, 1))
 
 
 def refusing(name, error):

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import neuron_on
 from torch import Tensor
 
+from module.accelerate import accelerate
 from module.kernels import cpu as cpu_kernels
 from module.kernels import lif as neuron_ops
-from module.neuron import make_neuron, why_triton_cannot_be_used
+from module.kernels.backends import why_not
+from module.neuron import make_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ("cpp", "triton", "lean")
 # Largest difference of a gradient, relative to the largest one: the order of a few roundings in float64 and float32;
 # in bfloat16, that of its 8 bits once more where an intermediate value rounds the other way.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -29,7 +33,7 @@ SHAPES = {
 
 def run(mode: str, backend: str, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, gradient of the input, gradient of the learnable time constant."""
-    neuron = make_neuron(mode, backend=backend, v_threshold=0.7)
+    neuron = neuron_on(backend, mode, v_threshold=0.7)
     if x.dtype == torch.float64:
         neuron = neuron.double()
     x = x.detach().requires_grad_()
@@ -42,8 +46,8 @@ def run(mode: str, backend: str, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, 
 def needs(backend: str) -> None:
     if backend == "cpp" and cpu_kernels.why_unusable():
         pytest.skip(cpu_kernels.why_unusable())
-    if backend == "triton" and why_triton_cannot_be_used():
-        pytest.skip(f"{why_triton_cannot_be_used()}; in Triton's interpreter: see the test of that name")
+    if backend == "triton" and (reason := why_not("triton", torch.device("cuda"))):
+        pytest.skip(f"{reason}; in Triton's interpreter: see the test of that name")
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
@@ -55,7 +59,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("mode", ["lif", "plif"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("backend", neuron_ops.KERNELS)
+@pytest.mark.parametrize("backend", KERNELS)
 def test_backend_equals_spikingjelly(backend, shape, mode, dtype):
     needs(backend)
     random = torch.Generator().manual_seed(1)
@@ -93,7 +97,7 @@ def test_any_layout_gives_the_same_spikes_and_gradients(backend, layout):
 def test_channels_last_input_is_not_copied():
     x = torch.randn(8, 6, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 4))
     assert neuron_ops.dense(x) is x
-    assert make_neuron()(x).stride() == x.stride()
+    assert neuron_on("cpp")(x).stride() == x.stride()
 
 
 @pytest.mark.parametrize("kernel", ["cpp", "lean"])
@@ -133,7 +137,7 @@ def test_the_backward_pass_keeps_one_tensor():
 
     x = torch.randn(4, 2, 3, 5, 5, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        make_neuron("plif", backend="lean")(x)
+        neuron_on("lean", "plif")(x)
     assert sum(kept) <= x.numel() + 2  # the input, and the scalar in two forms
 
 
@@ -157,7 +161,7 @@ def test_a_kernel_gives_the_same_bits_each_time_and_for_any_number_of_threads():
 def test_torch_compile_sees_no_graph_break_in_neurons():
     torch._dynamo.reset()
     for mode in ("lif", "plif"):
-        neuron = make_neuron(mode)
+        neuron = neuron_on("lean", mode)
         x = torch.randn(3, 2, 4, 5, 5)
         compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(x), neuron(x))
@@ -165,32 +169,40 @@ def test_torch_compile_sees_no_graph_break_in_neurons():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "words"),
-    [("cpp", torch.float16, "float16"), ("triton", torch.float32, "CUDA"), ("cupy", torch.float32, "CUDA device")],
+    ("backend", "words"), [("triton", "the model is on cpu, not on a CUDA device"), ("cupy", "not on a CUDA device")]
 )
-def test_a_backend_that_cannot_run_says_why(backend, dtype, words):
-    if backend == "triton" and why_triton_cannot_be_used() is None:
-        pytest.skip("Triton runs here")
-    with pytest.raises(ValueError, match=rf"backend '{backend}' cannot be used: .*{words}"):
-        make_neuron(backend=backend)(torch.zeros(2, 3, dtype=dtype))
+def test_a_backend_that_cannot_run_says_why(backend, words):
+    with pytest.raises(ValueError, match=rf"backend '{backend}' cannot be used: .*{words}.* Use 'auto' or 'torch'"):
+        accelerate(make_neuron(), neuron_backend=backend)
 
 
-def test_a_changed_neuron_leaves_the_kernels():
-    neuron = make_neuron(backend="auto")
-    x = torch.randn(3, 2, 5)
-    assert neuron.backend_for(x) in ("cpp", "lean")
-    neuron.v_reset = 0.1
-    assert neuron.backend_for(x) == "torch"
-    neuron.v_reset = 0.0
-    neuron.surrogate_function.spiking = False
-    assert neuron.backend_for(x) == "torch"
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="neuron_backend='numpy' is not one of auto, torch, cupy, cpp, triton, lean"):
+        accelerate(make_neuron(), neuron_backend="numpy")
+
+
+@pytest.mark.parametrize("change", [dict(v_reset=0.1), dict(decay_input=False), dict(detach_reset=False)], ids=str)
+def test_a_neuron_whose_settings_change_leaves_the_kernel(change):
+    neuron, plain = neuron_on("lean"), make_neuron()
+    x = 2 * torch.rand(3, 2, 5) + 0.5
+    for module in (neuron, plain):
+        vars(module).update(change)
+    assert torch.equal(neuron(x), plain(x))
+    assert not torch.equal(make_neuron()(x.requires_grad_()), torch.zeros_like(x))
+    neuron.fast_forward = lambda x: pytest.fail("the kernel ran")
+    neuron(x)
 
 
 def test_triton_kernels_in_the_interpreter_equal_spikingjelly():
     pytest.importorskip("triton")
     # Triton reads the variable when a kernel is defined, so this needs a process of its own.
     script = ROOT / "tests" / "triton_interpreter.py"
-    environment = {"TRITON_INTERPRET": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(Path.home())}
+    environment = {
+        "TRITON_INTERPRET": "1",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": f"{ROOT}:{script.parent}",
+        "HOME": str(Path.home()),
+    }
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "24 comparisons" in done.stdout

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden import load_json, load_tensors, model_arguments, under
 from torch import nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from utils.config.parse import config_from, load_yaml
 from utils.config.settings import SETTINGS
 from utils.errors import UserError
@@ -30,7 +30,7 @@ def dummy():
 
 def rates(cfg, model, metric=50.0):
     """The learning rate in force in each epoch, stepped as training does."""
-    optimizer = make_optimizer(cfg, model, cfg.lr)
+    optimizer = make_optimizer(cfg, model)
     schedule, epochs = make_schedule(cfg, optimizer)
     found = []
     for parameter in model.parameters():
@@ -53,11 +53,9 @@ def test_each_published_configuration_has_its_published_learning_rates(name, dum
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_thirty_steps_follow_the_published_loss_trajectory(name):
     meta, tensors = load_tensors(f"trajectory_{name}")
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model = sdt(**model_arguments(meta["cfg"])).double()
     model.load_state_dict(under(tensors, "init"), strict=True)
-    optimizer = make_optimizer(
-        config_from({key: meta[key] for key in ("opt", "weight_decay")}), model.train(), meta["lr"]
-    )
+    optimizer = make_optimizer(config_from({key: meta[key] for key in ("opt", "weight_decay", "lr")}), model.train())
     losses = []
     for step in range(meta["steps"]):
         batch = step % meta["batch_cycle"]
@@ -77,8 +75,8 @@ def test_thirty_steps_follow_the_published_loss_trajectory(name):
 
 
 def test_biases_and_one_dimensional_tensors_are_not_decayed_and_unused_parameters_left_out():
-    model = SpikeDrivenTransformer(16, 16, embed_dims=16, depths=1, pooling_stat="0011", spike_mode="plif")
-    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.06}), model, 0.01)
+    model = sdt(img_size=16, embed_dims=16, depths=1, pooling_stat="0011", spike_mode="plif")
+    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.06}), model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -92,7 +90,7 @@ def test_biases_and_one_dimensional_tensors_are_not_decayed_and_unused_parameter
 
 def test_decay_reaches_the_weights_alone(dummy):
     before = {name: p.detach().clone() for name, p in dummy.named_parameters()}
-    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.5}), dummy, 0.1)
+    optimizer = make_optimizer(config_from({"opt": "adamw", "weight_decay": 0.5, "lr": 0.1}), dummy)
     for parameter in dummy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -103,7 +101,7 @@ def test_decay_reaches_the_weights_alone(dummy):
 
 @pytest.mark.parametrize("opt", ["sgd", "AdamW", "lamb", "lookahead_adamw"])
 def test_named_optimizers_take_steps(opt, dummy):
-    optimizer = make_optimizer(config_from({"opt": opt}), dummy, 0.01)
+    optimizer = make_optimizer(config_from({"opt": opt}), dummy)
     before = dummy[0].weight.detach().clone()
     dummy(torch.randn(5, 3)).square().sum().backward()
     optimizer.step()
@@ -112,9 +110,9 @@ def test_named_optimizers_take_steps(opt, dummy):
 
 def test_settings_reach_the_optimizer(dummy):
     cfg = config_from({"opt": "adamw", "lr": 0.5, "opt_eps": 1e-6, "opt_betas": [0.8, 0.95]})
-    for group in make_optimizer(cfg, dummy, cfg.lr).param_groups:
+    for group in make_optimizer(cfg, dummy).param_groups:
         assert (group["lr"], group["eps"], group["betas"]) == (0.5, 1e-6, (0.8, 0.95))
-    for group in make_optimizer(config_from({"opt": "sgd", "momentum": 0.7}), dummy, 0.01).param_groups:
+    for group in make_optimizer(config_from({"opt": "sgd", "momentum": 0.7}), dummy).param_groups:
         assert group["momentum"] == 0.7
 
 
@@ -133,14 +131,14 @@ def test_settings_reach_the_optimizer(dummy):
 )
 def test_what_an_optimizer_cannot_take_is_refused(settings, message, dummy):
     with pytest.raises(UserError, match=message) as caught:
-        make_optimizer(config_from(settings), dummy, 0.01)
+        make_optimizer(config_from(settings), dummy)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA the missing package is another one")
 def test_an_optimizer_of_a_missing_package_names_what_is_missing(dummy):
     with pytest.raises(UserError, match="opt: 'fusedlamb' cannot be used here: CUDA required"):
-        make_optimizer(config_from({"opt": "fusedlamb"}), dummy, 0.01)
+        make_optimizer(config_from({"opt": "fusedlamb"}), dummy)
 
 
 @pytest.mark.filterwarnings(_PLATEAU)
@@ -166,7 +164,7 @@ def test_plateau_knows_in_which_direction_the_metric_improves(metric, falls, dum
     cfg = config_from(
         {"sched": "plateau", "eval_metric": metric, "epochs": 9, "warmup_epochs": 0, "patience_epochs": 2}
     )
-    optimizer = make_optimizer(cfg, dummy, cfg.lr)
+    optimizer = make_optimizer(cfg, dummy)
     schedule, epochs = make_schedule(cfg, optimizer)
     for epoch in range(epochs):
         optimizer.step()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
+from module.accelerate import accelerate
 from module.kernels import cpu as cpu_kernels
 from module.kernels import pool as pool_ops
 from module.kernels.pool import can_pool, max_pool
@@ -97,9 +98,10 @@ def test_model_pools_with_channels_innermost(channels, monkeypatch):
     """One input channel says nothing about its layout; the stages after it must not fall back because of that."""
     calls: list[bool] = []
     monkeypatch.setattr(pool_ops, "max_pool", lambda x: (calls.append(True), max_pool(x))[1])
-    model = SpikeDrivenTransformer(
+    model = sdt(
         img_size_h=16, img_size_w=16, in_channels=channels, num_classes=3, embed_dims=16, depths=1, num_heads=2,
         pooling_stat="0011",
     )  # fmt: skip
+    accelerate(model, prove=False)
     model.train()(torch.randn(2, channels, 16, 16))[0].sum().backward()
     assert calls == [True, True]

@@ -14,7 +14,7 @@ from test_event_sources import GESTURE, pretend
 
 from utils import prepare
 from utils.errors import UserError
-from utils.events.colours import colour
+from utils.events.pictures import colour
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +57,7 @@ def test_bad_input_ends_in_one_line_and_status_2() -> None:
     command = [sys.executable, "-m", "utils.prepare", "gesture", "--time-steps", "-1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "prepare.py: error: --time-steps -1, --show 0: both count from 1\n"
+    assert done.stderr == "prepare.py: error: --time-steps -1: give 1 or more\n"
 
 
 def test_on_and_off_have_their_own_colours() -> None:

@@ -11,7 +11,8 @@ from golden import table_s1
 from utils.errors import UserError
 from utils.measure.energy import COSTS
 from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, paper_energy
-from utils.measure.sdt.rates_file import read_rates, report_rates
+from utils.measure.sdt.rates_file import read_rates
+from utils.report.rates import RatesReport
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
@@ -19,7 +20,7 @@ TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
 
 @pytest.fixture(scope="module")
 def table():
-    return report_rates(str(TABLE), COSTS["fp32"])
+    return RatesReport(str(TABLE), COSTS["fp32"])
 
 
 def test_the_shipped_table_is_the_published_one(table):
@@ -63,7 +64,7 @@ def test_the_mode_stands_beside_the_total(table):
 
 
 def test_other_costs_scale_the_energy(table):
-    cheap = report_rates(str(TABLE), COSTS["int8"])
+    cheap = RatesReport(str(TABLE), COSTS["int8"])
     assert cheap.chosen.total_mJ < table.chosen.total_mJ / 10
     assert "int8" in cheap.chosen.accounting
 

@@ -147,7 +147,7 @@ def test_a_signal_ends_the_run_in_good_order(folder, number, status):
     assert processes.finish(child) == [status], output.read_text()
     text = output.read_text()
     assert f"{signal.Signals(number).name}: finishing the step" in text
-    assert "go on with the same command and --resume output/train/run/" in text
+    assert "continue with the same command and --resume output/train/run/" in text
     assert "Traceback" not in text
     newest = folder / "output/train/run/recovery.pth.tar"
     assert newest.exists() or (folder / "output/train/run/last.pth.tar").exists()
@@ -163,8 +163,8 @@ def test_a_torn_checkpoint_is_named_and_an_older_one_taken(folder):
     last.write_bytes(content[: len(content) // 2])
     run_whole(folder, 1, "--epochs", "3")
     text = (folder / "output.txt").read_text()
-    assert "last.pth.tar is torn or no PyTorch file" in text
-    assert "going on from an older one" in text
+    assert "last.pth.tar is damaged or no PyTorch file" in text
+    assert "an older one is used" in text
     for path in run.glob("*.pth.tar"):
         read_checkpoint(path)  # nothing that was whole was given the torn bytes
     assert good
@@ -178,7 +178,7 @@ def test_an_older_checkpoint_of_a_run_cannot_overwrite_the_later_ones(folder):
     if read_checkpoint(older)["epoch"] == 2:
         pytest.skip("the only older checkpoint is the last")
     assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [2]
-    assert "its folder holds later work (last.pth.tar)" in (folder / "output.txt").read_text()
+    assert "its folder holds a later one (last.pth.tar)" in (folder / "output.txt").read_text()
     assert {path: path.read_bytes() for path in older.parent.glob("*.pth.tar")} == before
     branch = processes.start(processes.train, [*argv, "--experiment", "branch"], cwd=folder)
     assert processes.finish(branch) == [0], (folder / "output.txt").read_text()
@@ -210,7 +210,7 @@ def test_a_changed_setting_is_named_on_resume(folder):
     run_whole(folder)
     run_whole(folder, 1, "--epochs", "3", "--lr", "1e-3")
     text = (folder / "output.txt").read_text()
-    assert "going on with settings that differ from those in output/train/run/last.pth.tar" in text
+    assert "warning: settings that differ from those in output/train/run/last.pth.tar" in text
     assert "lr was 0.005 and is 0.001" in text
     assert "epochs was 2 and is 3" in text
     # The new ones apply: epoch 3 of 3 of a cosine from 1e-3, then the cool-down at min_lr.
@@ -241,7 +241,7 @@ def test_recovery_by_another_number_of_processes_is_refused(folder):
     children = [processes.start(processes.train, arguments(), env=env, cwd=folder) for env in processes.ranks(2)]
     assert processes.finish(*children) == [2, 2]
     text = (folder / "output.txt").read_text()
-    assert text.count("whose shares of the data 2 cannot take over") == 1
+    assert text.count("2 would divide the rest of the data differently") == 1
 
 
 def test_a_second_start_sets_the_earlier_run_aside(folder):

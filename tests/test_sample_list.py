@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from utils.config.parse import config_from
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.images import DigitsDataset
 from utils.data.loaders import build_loaders
-from utils.data.sample_list import ListedSamples
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
 
 SMALL = {"img_size": 16, "pooling_stat": "0000", "workers": 0, "hflip": 0.0}
 
@@ -55,7 +55,6 @@ def test_only_the_listed_samples_are_trained_on(tmp_path: Path) -> None:
     chosen = [5, 1000, 3, 77, 1436]
     cfg = digits(written(tmp_path, "\n".join(map(str, chosen)) + "\n\n"), no_aug=True, batch_size=5)
     train, evaluation = build_datasets(cfg)
-    assert isinstance(train, ListedSamples)
     assert (len(train), len(evaluation)) == (5, 360)
     everything = DigitsDataset(DIGITS_FILE, train=True)
     (batch,) = build_loaders(cfg, device=torch.device("cpu")).train
@@ -66,7 +65,7 @@ def test_only_the_listed_samples_are_trained_on(tmp_path: Path) -> None:
 
 def test_paths_choose_files_of_an_image_folder(pets: Path) -> None:
     train = build_dataset(folder(pets, written(pets, "dog/2.png\r\n./cat/0.png\n")), training=True)
-    train.transform = np.asarray
+    train.dataset.transform = np.asarray
     assert [(int(image[0, 0, 0]), label) for image, label in (train[i] for i in range(len(train)))] == [(2, 1), (0, 0)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
+from utils.data.samplers import Pick, TrainSampler, eval_samples, mix_seed
 
 
 def picks(length: int, *, epoch: int = 0, start: int = 0, **options: float) -> list[Pick]:
@@ -21,7 +21,7 @@ def samples(length: int, **options: float) -> list[int]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("length", [360, 361, 1])
 def test_evaluation_covers_each_sample_once(length: int, world_size: int) -> None:
-    shards = [EvalSampler(length, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shards = [eval_samples(length, rank, world_size) for rank in range(world_size)]
     assert sorted(i for shard in shards for i in shard) == list(range(length))
     assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
 

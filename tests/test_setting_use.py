@@ -21,7 +21,7 @@ epochs: 1
 cooldown_epochs: 0
 """
 # They copy, compare and check settings without acting on them.
-HANDLING = ("config.py", "config_rules.py", "settings.py", "dataclasses.py", "<string>")
+HANDLING = ("parse.py", "rules.py", "settings.py", "dataclasses.py", "<string>")
 # Read on the way to an evaluation, without an effect on it.
 READ_IN_PASSING = {
     "seed": "the data loader's generator; evaluation draws nothing",
@@ -70,6 +70,11 @@ def reads(tmp_path_factory):
 def test_settings_of_the_measurement_may_change_before_a_run_goes_on():
     then = config_from({}).as_dict() | {"sweep_T": [1], "use_ema": True, "lr": 0.5}
     assert _differences(then, config_from({})) == ["lr was 0.5 and is 0.01"]
+
+
+def test_an_older_word_of_a_checkpoint_is_no_difference():
+    then = config_from({}).as_dict() | {"engine": "event", "amp_dtype": "half"}  # the second is no valid one any more
+    assert _differences(then, config_from({"engine": "sparse"})) == ["amp_dtype was 'half' and is 'auto'"]
 
 
 def of(program):

@@ -1,4 +1,4 @@
-"""The event-driven engine in the model: numerics of the published network, fallbacks, settings."""
+"""The sparse engine in the model: numerics of the published network, fallbacks, settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
 
-from model import SpikeDrivenTransformer
-from module.sparse import inference as event_inference
-from module.sparse.conv import SparseConv2d, use_engine
+from model import SpikeDrivenTransformer, sdt
+from module.accelerate import accelerate, for_evaluation
+from module.sparse import network as sparse_network
+from module.sparse.conv import SparseConv2d
 from module.sparse.inference import SparseInference, why_not
 from utils.measure.synapses import SynapseRecorder
 
@@ -24,11 +25,11 @@ TOLERANCE = 1e-5
 SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=40, num_heads=4, depths=1, pooling_stat="0011")
 
 
-def golden_model(name: str, **options: object) -> tuple[dict[str, torch.Tensor], SpikeDrivenTransformer]:
+def golden_model(name: str, engine: str = "dense") -> tuple[dict[str, torch.Tensor], SpikeDrivenTransformer]:
     meta, tensors = load_tensors(name)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"]), **options)
+    model = sdt(**model_arguments(meta["cfg"]))
     model.load_state_dict(under(tensors, "state"), strict=True)
-    return tensors, model.eval()
+    return tensors, accelerate(model.eval(), engine=engine, prove=False)
 
 
 def small_model(*, engine: str = "dense", **options: object) -> SpikeDrivenTransformer:
@@ -39,7 +40,7 @@ def small_model(*, engine: str = "dense", **options: object) -> SpikeDrivenTrans
     and fire in one engine only, on one machine only.
     """
     torch.manual_seed(0)
-    model = SpikeDrivenTransformer(**(SMALL | options)).train()
+    model = sdt(**(SMALL | options)).train()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum, norm.eps = None, 2.0**-17  # the average of all batches, here of one; 1e-5 is no power of 2
@@ -55,14 +56,7 @@ def small_model(*, engine: str = "dense", **options: object) -> SpikeDrivenTrans
             norm.running_mean.copy_((norm.running_mean * 32).round() / 32)
             power = norm.running_var.clamp_min(1 / 16).log2().div(2).round()
             norm.running_var.copy_(4**power - norm.eps)
-    if engine == "dense":
-        return model.eval()
-    other = SpikeDrivenTransformer(**(SMALL | options), engine=engine)
-    other.load_state_dict(model.state_dict())
-    for module in other.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = norms[0].eps
-    return other.eval()
+    return accelerate(model.eval(), engine=engine)
 
 
 def images(model: SpikeDrivenTransformer, batch: int = 3) -> torch.Tensor:
@@ -73,7 +67,7 @@ def images(model: SpikeDrivenTransformer, batch: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", FORWARD_FILES)
 def test_layers_give_the_golden_logits_and_firing_rates(name):
-    tensors, model = golden_model(name, engine="event")
+    tensors, model = golden_model(name, engine="sparse")
     assert any(isinstance(layer, SparseConv2d) for layer in model.modules())
     with torch.no_grad():
         logits, hook = model(tensors["input"].float(), {})
@@ -100,8 +94,7 @@ def test_inference_on_bits_gives_the_golden_logits(name):
     logits, _ = inference(tensors["input"].float())
     assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
     # The same additions as the layers do, which count them one by one.
-    layered = copy.deepcopy(model)
-    use_engine(layered, "event", skip=("patch_embed.proj_conv",))
+    layered = accelerate(copy.deepcopy(model), engine="sparse", prove=False)
     layered(tensors["input"].float(), {})  # watched, so that q, k and v are not joined into one layer
     counted = {n: int(m.counts[1]) for n, m in layered.named_modules() if isinstance(m, SparseConv2d)}
     done = inference.additions()
@@ -141,7 +134,7 @@ def test_inference_on_event_frames_equals_the_model():
 
 
 def test_inference_computes_layers_densely_above_the_crossover(monkeypatch):
-    monkeypatch.setattr(event_inference, "crossover", lambda *_: -1.0)
+    monkeypatch.setattr(sparse_network, "crossover", lambda *_: -1.0)
     model = small_model()
     inference = SparseInference(model, auto=True)
     with torch.no_grad():
@@ -176,13 +169,13 @@ def test_inference_keeps_its_weights_and_fills_a_hook_through_the_model():
 
 
 def test_training_step_has_the_gradients_of_the_plain_one():
-    plain, event = small_model().train(), small_model(engine="event").train()
+    plain, sparse = small_model().train(), small_model(engine="sparse").train()
     x = images(plain)
-    logits = [model(x)[0] for model in (plain, event)]
+    logits = [model(x)[0] for model in (plain, sparse)]
     assert torch.equal(*logits), "no sum was rounded, so that no spike may differ"
     for out in logits:
         out.square().sum().backward()
-    gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (plain, event)]
+    gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in (plain, sparse)]
     assert set(gradients[0]) == set(gradients[1])
     scale = max(float(g.abs().max()) for g in gradients[0].values())
     for name, expected in gradients[0].items():
@@ -194,7 +187,7 @@ def test_training_step_has_the_gradients_of_the_plain_one():
 
 
 def test_training_under_autocast_computes_in_bfloat16():
-    model = small_model(engine="event").train()
+    model = small_model(engine="sparse").train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, _ = model(images(model))
     logits.float().sum().backward()
@@ -205,7 +198,7 @@ def test_training_under_autocast_computes_in_bfloat16():
 
 
 def test_float64_stays_dense_and_exact():
-    model = small_model(engine="event").double()
+    model = small_model(engine="sparse").double()
     assert SparseConv2d in map(type, model.modules())
     plain = small_model().double()
     plain.load_state_dict(model.state_dict())
@@ -214,8 +207,8 @@ def test_float64_stays_dense_and_exact():
 
 
 def test_the_model_can_be_copied_and_a_copy_evaluated():
-    model = copy.deepcopy(small_model(engine="event"))
-    inference = model.for_evaluation()
+    model = copy.deepcopy(small_model(engine="sparse"))
+    inference = for_evaluation(model)
     assert isinstance(inference, SparseInference)
     with torch.no_grad():
         expected, _ = model(images(model))
@@ -232,19 +225,25 @@ def test_only_convolutions_the_kernels_know_are_replaced():
         torch.nn.Conv2d(4, 4, 3, padding="same"),
         torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
     )
-    assert use_engine(layers, "event") is None
+    accelerate(layers, engine="sparse")
     assert [type(layer) is SparseConv2d for layer in layers] == [True, True, *[False] * 5]
 
 
 @pytest.mark.parametrize("engine", ["", "events"])
 def test_an_unknown_engine_is_an_error(engine):
-    with pytest.raises(ValueError, match="auto, dense, event"):
-        use_engine(torch.nn.Conv2d(1, 1, 1), engine)
+    with pytest.raises(ValueError, match="auto, dense, sparse"):
+        accelerate(torch.nn.Conv2d(1, 1, 1), engine=engine)
+
+
+def test_the_old_name_of_the_engine_is_accepted():
+    layer = accelerate(torch.nn.Conv2d(4, 4, 1), engine="event")
+    assert type(layer) is SparseConv2d
+    assert not layer.auto
 
 
 def test_the_energy_report_counts_the_additions_that_the_engine_does():
     """The report's `exact` operations of each layer, and what the kernels say that they added."""
-    model = small_model(engine="event").eval()
+    model = small_model(engine="sparse").eval()
     x = torch.rand(3, 3, 16, 16)
     with torch.no_grad(), SynapseRecorder(model) as recorder:
         model(x)

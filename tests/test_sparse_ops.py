@@ -187,7 +187,7 @@ def test_operators_pass_opcheck_and_compile():
     arguments = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), torch.float32, False, False)
     torch.library.opcheck(torch.ops.sdt.event_conv2d.default, arguments)
     bits, _ = pack_spikes(x.detach())
-    torch.library.opcheck(torch.ops.sdt.sparse_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
+    torch.library.opcheck(torch.ops.sdt.event_weight_grad.default, (bits, torch.randn(2, 5, 5, 4), 6, 3))
     compiled = torch.compile(
         lambda x: sparse_conv2d(x, weight, bias, auto=False)[0].relu(), backend="aot_eager", fullgraph=True
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import SpikeDrivenTransformer
+from model import sdt
 from module.neuron import sj_neuron
 from utils.measure.firing import FiringRecorder
-from utils.measure.measurement import attention_sums
+from utils.measure.sdt.names import token_sums
 from utils.measure.synapses import SynapseRecorder
 from utils.run.distributed import Process
 
@@ -29,7 +29,7 @@ def tiny_sdt(**changes):
     """An untrained network small enough for loops, with weights that make every layer fire."""
     torch.manual_seed(0)
     sizes = dict(img_size_h=8, img_size_w=8, in_channels=1, num_classes=3, embed_dims=8, num_heads=2, depths=1)
-    model = SpikeDrivenTransformer(**(sizes | dict(T=3, mlp_ratios=2, pooling_stat="0100") | changes))
+    model = sdt(**(sizes | dict(T=3, mlp_ratios=2, pooling_stat="0100") | changes))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.7)
@@ -127,7 +127,7 @@ def test_a_whole_network_is_counted_as_by_loops(dvs_mode):
     x = torch.randn(2, 1, 8, 8)
     sums: list[Tensor] = []
     model.block[0].attn.kv_pool.register_forward_hook(lambda m, args, out: sums.append(out))
-    with torch.no_grad(), SynapseRecorder(model, sums=attention_sums(model)) as recorder:
+    with torch.no_grad(), SynapseRecorder(model, sums=token_sums(model)) as recorder:
         model(x)
     counts = recorder.counts()
     for handle in handles:
@@ -164,7 +164,7 @@ def test_counts_do_not_depend_on_the_batches(split):
     x = torch.randn(7, 1, 8, 8, dtype=torch.float64)
     results = []
     for batches in ([7], split):
-        with torch.no_grad(), SynapseRecorder(model, sums=attention_sums(model)) as recorder:
+        with torch.no_grad(), SynapseRecorder(model, sums=token_sums(model)) as recorder:
             for batch in x.split(batches):
                 model(batch)
         results.append(recorder.counts())
@@ -270,6 +270,34 @@ def test_a_layer_before_time_runs_once():
     assert counts.never_called == ["conv2", "fc"]
 
 
+def test_neurons_without_a_threshold_tell_the_time_steps_if_they_are_named():
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).float()
+
+        def reset(self) -> None: ...
+
+    model = Multi()
+    model.lif1, model.lif2 = Sign(), Sign()
+    with torch.no_grad(), SynapseRecorder(model, timed={"first": model.lif1}) as recorder:
+        model(torch.randn(6, 5, 1, 8, 8))
+    counts = recorder.counts()
+    assert (counts.time_steps, counts.samples) == (6, 5)
+    assert [row.steps for row in counts.layers] == [6, 6, 6]
+
+
+def test_samples_are_those_that_enter_also_where_neurons_see_windows_of_them():
+    class Windows(Multi):
+        def forward(self, x: Tensor) -> Tensor:  # [B, 1, 8, 8]
+            self.lif1.reset()
+            windows = x.unflatten(2, (2, 4)).transpose(1, 2).flatten(0, 1)  # [2 B, 1, 4, 8]
+            return self.lif1(self.conv1(windows).expand(6, -1, -1, -1, -1))
+
+    with torch.no_grad(), SynapseRecorder(model := Windows()) as recorder:
+        model(torch.randn(5, 1, 8, 8))
+    assert recorder.counts().samples == 5
+
+
 def test_layers_are_chosen_by_type_not_by_name():
     model = tiny_sdt()
     with torch.no_grad(), SynapseRecorder(model) as recorder:
@@ -290,14 +318,20 @@ def test_weights_that_are_not_counted_are_named():
     assert recorder.counts().uncounted == ["1 (ConvTranspose2d)"]
 
 
-def test_shapes_that_do_not_tell_the_step_are_refused():
+def test_a_layer_whose_shapes_do_not_tell_the_step_is_counted_in_one():
     class Odd(Multi):
         def forward(self, x: Tensor) -> Tensor:
+            self.lif1.reset()
             self.lif1(x)
-            return self.conv1(torch.ones(7, 1, 8, 8))
+            return self.conv1(torch.ones(30, 1, 8, 8))  # as many as T * B of the first batch, by chance
 
-    with SynapseRecorder(model := Odd()), pytest.raises(ValueError, match=r"conv1.*\[7\].*T=6 and B=5"):
-        model(torch.randn(6, 5, 1, 8, 8))
+    with torch.no_grad(), SynapseRecorder(model := Odd()) as recorder:
+        for batch in (5, 4, 5):
+            model(torch.randn(6, batch, 1, 8, 8))
+    (layer,) = recorder.counts().layers
+    assert layer.nonzero == [3 * 30 * 64]
+    assert layer.macs_per_step == round(3 * 30 * 9 * 64 * 4 / 14)  # the mean of 14 samples
+    assert layer.rate == [pytest.approx(1, rel=1e-2)]
 
 
 def test_batches_of_different_lengths_in_time_are_refused():
@@ -317,7 +351,7 @@ def test_nothing_of_a_batch_stays_alive_and_hooks_go():
         model(x)
         gc.collect()
         assert seen[0]() is None
-    assert all(counts.numel() == 2 * 3 for counts in recorder._counts.values())  # for each layer, 2 counts x T
+    assert all(total.counts.numel() in (0, 3 * 3) for total in recorder._totals.values())  # 3 counts x T
     assert not recorder._calls
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -348,13 +382,13 @@ def test_counts_do_not_depend_on_the_processes(shares):
     recorders = []
     with torch.no_grad():
         for part in x.split(shares):
-            synapses = SynapseRecorder(model, sums=attention_sums(model))
+            synapses = SynapseRecorder(model, sums=token_sums(model))
             firing = FiringRecorder(model.spike_sources())
             with synapses, firing:
                 if len(part):
                     model(part)
             recorders.append((synapses, firing))
-        alone = SynapseRecorder(model, sums=attention_sums(model))
+        alone = SynapseRecorder(model, sums=token_sums(model))
         fired_alone = FiringRecorder(model.spike_sources())
         with alone, fired_alone:
             model(x)

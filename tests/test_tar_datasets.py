@@ -18,11 +18,12 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from utils.config.parse import config_from
 from utils.data import tar_index as index_module
-from utils.data.datasets import DigitsDataset, build_dataset, build_datasets
+from utils.data.datasets import build_dataset, build_datasets
+from utils.data.images import DigitsDataset
 from utils.data.loaders import Loaders, build_loaders
 from utils.data.tars import TarDataset
 from utils.errors import UserError
-from utils.events.dataset import DIGITS_FILE
+from utils.events.digits import DIGITS_FILE
 
 CPU = torch.device("cpu")
 Content = dict[str, bytes]
@@ -166,7 +167,7 @@ def test_the_index_is_kept_and_made_anew_when_a_shard_changes(shards: Path, monk
     index.write_bytes(index.read_bytes()[:-100])
     assert len(build_dataset(cfg, training=True)) == 16
     assert len(built) == 4
-    assert not list(shards.glob("*.tmp"))
+    assert not list(shards.glob(".*.partial"))
 
 
 def test_the_index_goes_to_the_cache_folder_where_the_data_is_read_only(
@@ -340,7 +341,7 @@ def test_shards_that_are_not_there_are_named(shards: Path, settings: dict[str, A
 @pytest.mark.parametrize(
     ("files", "count", "message"),
     [
-        (["tiny-train-0000.tar"], 99, "promises 99 samples of 'train', its 1 shards hold 11; copy the shards again"),
+        (["tiny-train-0000.tar"], 99, "names 99 samples of 'train', its 1 shards hold 11; copy the shards again"),
         (["other.tar"], 1, "_info.json, split train: .*/other.tar does not exist"),
         (["tiny-train-0000.tar"] * 2, 22, "_info.json, split train: .*/tiny-train-0000.tar is listed twice"),
         (None, 1, "_info.json is not understood .*; expected splits: <name>: filenames, num_samples"),

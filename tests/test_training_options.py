@@ -125,7 +125,7 @@ def test_schedule_sets_other_learning_rates_than_the_cosine(folder, name):
 
 def test_split_statistics_are_those_of_each_copy():
     """The first copy is N(0, 1), the second N(10, 1), at every time step."""
-    from utils.run.split_batchnorm import convert_split_batchnorm
+    from utils.run.batchnorm import convert_split_batchnorm
 
     T, S, B = 4, 2, 8
     bn = convert_split_batchnorm(torch.nn.Sequential(torch.nn.BatchNorm2d(3, momentum=1.0)), S, T)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from module.kernels import cpu as cpu_kernels
-from module.kernels import fused, winograd
-from module.neuron import make_neuron
+from module.kernels import fusion, winograd
 
 pytestmark = pytest.mark.skipif(cpu_kernels.why_unusable() is not None, reason=str(cpu_kernels.why_unusable()))
 
@@ -109,9 +108,9 @@ def used(monkeypatch) -> list[bool]:
     return calls
 
 
-def test_used_where_it_pays(used):
+def test_used_where_it_is_faster(used):
     x = random((2, 1, 64, 4, 4)).requires_grad_()
-    fused.convolved(conv(), x, make_neuron("lif", backend="cpp"))
+    fusion.convolved(conv(), x)
     assert used
 
 
@@ -126,19 +125,17 @@ def test_used_where_it_pays(used):
         (nn.Conv2d(64, 32, 3, padding=1), {}),
         (conv().double(), {"dtype": torch.float64}),
         (conv(), {"grad": False}),
-        (conv(), {"backend": "torch"}),
         (conv(), {"autocast": True}),
         (conv(), {"hook": True}),
     ],
-    ids=["stride", "no padding", "groups", "circular", "1x1", "few channels", "float64", "no gradient", "plain neuron",
+    ids=["stride", "no padding", "groups", "circular", "1x1", "few channels", "float64", "no gradient",
          "autocast", "watched"],
 )  # fmt: skip
 def test_left_to_torch_elsewhere(layer, change, used):
     x = random((2, 1, 64, 4, 4)).to(change.get("dtype", torch.float32)).requires_grad_(change.get("grad", True))
     if change.get("hook"):
         layer.register_forward_hook(lambda *_: None)
-    neuron = make_neuron("lif", backend=change.get("backend", "cpp"))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in change):
-        out = fused.convolved(layer, x, neuron)
+        out = fusion.convolved(layer, x)
     assert not used
     assert out.shape[:2] == x.shape[:2]

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import SpikeDrivenTransformer
+from model import SpikeDrivenTransformer, sdt, sdt_arguments
+from module.accelerate import accelerate
+from module.neuron import make_neuron
 
 TINY: dict[str, Any] = dict(
     img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=1, mlp_ratios=2, T=2
@@ -29,8 +31,9 @@ warmup_epochs: 0
 """
 
 
-def tiny(**arguments: Any) -> SpikeDrivenTransformer:
-    return SpikeDrivenTransformer(**(TINY | {"pooling_stat": "0011"} | arguments))
+def tiny(kind: type[SpikeDrivenTransformer] | None = None, **arguments: Any) -> SpikeDrivenTransformer:
+    arguments = TINY | {"pooling_stat": "0011"} | arguments
+    return sdt(**arguments) if kind is None else kind(**sdt_arguments(**arguments))
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -42,3 +45,25 @@ def lively(model: nn.Module) -> nn.Module:
             elif isinstance(module, nn.Conv2d):
                 module.weight.normal_(std=1 / (module.weight[0].numel() ** 0.5))
     return model
+
+
+def neuron_on(backend: str, mode: str = "lif", **settings: Any) -> nn.Module:
+    """A layer of neurons on one backend, without the proof: the tests compare them themselves."""
+    return accelerate(make_neuron(mode, **settings), neuron_backend=backend, prove=False)
+
+
+class Linear(nn.Module):
+    """A model of one layer with the calling convention of the real one."""
+
+    def __init__(self, classes=7, steps=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.steps = steps
+        self.stem = nn.Linear(6, 6)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x, hook=None):
+        logits = self.head(self.stem(x))
+        if self.steps:  # [T, B, K], different at each step
+            logits = torch.stack([logits * (t + 1) for t in range(self.steps)])
+        return logits, hook

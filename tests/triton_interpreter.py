@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from tiny import neuron_on
 
 from module.kernels.lif import lif
-from module.neuron import make_neuron
 
 # As in the tests of the other backends; the interpreter rounds to bfloat16 towards zero.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -29,7 +29,7 @@ def main() -> None:
 def compare(mode: str, x: torch.Tensor, g: torch.Tensor, steps: int, tolerance: float) -> None:
     results = []
     for backend in ("torch", "triton"):
-        neuron = make_neuron(mode, backend=backend)
+        neuron = neuron_on(backend, mode)
         if x.dtype == torch.float64:
             neuron = neuron.double()
         leaf = x.clone().requires_grad_()

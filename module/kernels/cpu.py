@@ -57,9 +57,14 @@ def why_unusable() -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def _are_built() -> bool:
+    return why_unusable() is None
+
+
 def usable(x: Tensor) -> bool:
     """Whether the kernels can compute `x`."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and why_unusable() is None
+    return x.device.type == "cpu" and x.dtype in DTYPES and _are_built()
 
 
 def same_size_kernel(conv: nn.Module) -> int | None:

@@ -68,8 +68,7 @@ def norm_neuron(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int | None
         return norms_neuron([norm], neuron, x, steps)
     if x.shape[0] != steps:
         x = x.expand(steps, *x.shape[1:])
-    spikes: Tensor = neuron(norm_add(norm, x))
-    return spikes
+    return channels_innermost(neuron(norm_add(norm, x)))  # a neuron that stacks its steps loses the layout
 
 
 def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: KernelNeuron, x: Tensor, steps: int) -> Tensor:

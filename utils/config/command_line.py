@@ -18,7 +18,7 @@ from utils.config.settings import SETTINGS
 from utils.errors import did_you_mean
 
 _HELP = ("-h", "--help")
-_METAVARS = {int: "N", float: "X", str: "TEXT", bool: ""}
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "", dict: "NAME=VALUE"}
 _HELP_COLUMN = 30
 
 
@@ -47,7 +47,10 @@ def split_command_line(argv: list[str], prog: str, means: Mapping[str, str]) -> 
     while words:
         word = words.pop()
         if not _is_option(word):
-            problems.append(f"{word!r} belongs to no option; {_leftover_hint(switch)}")
+            hint = "settings are written as --name value"
+            if switch:
+                hint = f"a switch takes no value: write {' or '.join(switch.flags)}"
+            problems.append(f"{word!r} belongs to no option; {hint}")
             switch = None
             continue
         written, values = _split(word)
@@ -98,7 +101,7 @@ def _help_entry(setting: Setting, others: Sequence[Setting], width: int) -> list
         metavar = "NAME"
     options = [option for each in (setting, *others) for option in _options(each)]
     head = "  " + ", ".join(options) + (f" {metavar}" if metavar else "")
-    if setting.is_list:
+    if setting.takes_many:
         head += f" [{metavar} ...]" if len(rules.lengths) != 1 else f" {metavar}" * (rules.lengths[0] - 1)
     text = rules.help
     if metavar == "NAME":
@@ -149,19 +152,13 @@ def _most_values(setting: Setting | None) -> int:
         return 1  # most options take one
     if setting.kind is bool:
         return 0
-    return 10**6 if setting.is_list else 1
+    return 10**6 if setting.takes_many else 1
 
 
 def _value(setting: Setting, values: list[str]) -> str | list[str] | None:
-    if not setting.is_list:
+    if not setting.takes_many:
         return values[0]
     return None if setting.optional and values in (["null"], ["none"], ["None"]) else values
-
-
-def _leftover_hint(switch: Setting | None) -> str:
-    if switch:
-        return f"a switch takes no value: write {' or '.join(switch.flags)}"
-    return "settings are written as --name value"
 
 
 def _why_not(option: str, prog: str, own: Mapping[str, Setting]) -> str:

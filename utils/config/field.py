@@ -5,17 +5,30 @@ Free of torch and timm, so that `--help` and a wrong setting are answered at onc
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from operator import ge, gt, le, lt
 from typing import Any
 
+import yaml
+
+from utils.config.yaml_file import read_value
 from utils.errors import did_you_mean
 
 _KEY = "setting"
+_BOUNDS = {"low": (">=", ge), "above": (">", gt), "high": ("<=", le), "below": ("<", lt)}
 _COUNT_WORDS = {1: "one", 2: "two", 3: "three"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "names with values, as {tau: 3.0}; on a command line also tau=3.0",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Rules:
     lengths: tuple[int, ...] = ()  # of a list; () allows any length from one up
     pattern: tuple[str, str] | None = None  # regular expression, and the same in words
     aliases: tuple[str, ...] = ()  # short options
+    synonyms: Mapping[str, str] = field(default_factory=dict)  # older words for some of the choices
+    repeats: bool = False  # a list that may also be written as one value, or as one option per value
     no_effect: str = ""  # reason; a value that differs from the default warns
     unavailable: str = ""  # reason; a value that differs from the default is an error
     only: str = ""  # the one program that uses it; empty for all
@@ -50,7 +65,7 @@ class Setting:
     """One setting with its type; `read` turns a given value into a valid one."""
 
     name: str
-    kind: type  # bool, int, float or str; of the elements when is_list
+    kind: type  # bool, int, float, str or dict; of the elements when is_list
     optional: bool
     is_list: bool
     default: Any
@@ -70,6 +85,11 @@ class Setting:
         return self.rules.only in ("", program)
 
     @property
+    def takes_many(self) -> bool:
+        """Whether a command line may give it several words."""
+        return self.is_list or self.kind is dict
+
+    @property
     def valid(self) -> str:
         """The valid values in words, to complete 'give ...'."""
         rules = self.rules
@@ -80,7 +100,8 @@ class Setting:
         elif rules.pattern:
             words = rules.pattern[1]
         else:
-            words = {int: "a whole number", float: "a number", str: "text"}[self.kind] + self._range()
+            bounds = " and ".join(f"{sign} {bound:g}" for sign, _, bound in self._bounds())
+            words = f"{_WORDS[self.kind]} {bounds}".rstrip()
         if self.is_list:
             counts = " or ".join(_COUNT_WORDS.get(n, str(n)) for n in rules.lengths)
             words = f"a list of {counts + ' values' if counts else 'values'}, each {words}"
@@ -96,6 +117,8 @@ class Setting:
             return None
         if not self.is_list:
             return self._read_one(value, text)
+        if self.rules.repeats and isinstance(value, str):
+            value = [value]
         if not isinstance(value, (list, tuple)) or not value:
             raise self._invalid(value)
         if self.rules.lengths and len(value) not in self.rules.lengths:
@@ -103,34 +126,26 @@ class Setting:
         return [self._read_one(element, text) for element in value]
 
     def _read_one(self, value: Any, text: bool) -> Any:
-        read = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str}[self.kind]
         try:
-            result = read(value, text)
-        except (TypeError, ValueError, OverflowError):
+            result = _READERS[self.kind](value, text)
+        except (TypeError, ValueError, OverflowError, yaml.YAMLError):
             raise self._invalid(value) from None
+        if isinstance(result, str):
+            result = self.rules.synonyms.get(result, result)
         if not self._allows(result):
             raise self._invalid(value)
         return result
 
     def _allows(self, value: Any) -> bool:
-        rules = self.rules
-        if self.kind is str:
-            return not (
-                (rules.choices and value not in rules.choices)
-                or (rules.pattern and not re.fullmatch(rules.pattern[0], value))
-            )
-        return not (
-            (rules.low is not None and value < rules.low)
-            or (rules.high is not None and value > rules.high)
-            or (rules.above is not None and value <= rules.above)
-            or (rules.below is not None and value >= rules.below)
-        )
+        if self.rules.choices and value not in self.rules.choices:
+            return False
+        if self.rules.pattern and not re.fullmatch(self.rules.pattern[0], value):
+            return False
+        return all(holds(value, bound) for _, holds, bound in self._bounds())
 
-    def _range(self) -> str:
-        rules = self.rules
-        bounds = ((">=", rules.low), (">", rules.above), ("<=", rules.high), ("<", rules.below))
-        stated = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        return f" {stated}" if stated else ""
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        stated = ((sign, holds, getattr(self.rules, name)) for name, (sign, holds) in _BOUNDS.items())
+        return [(sign, holds, bound) for sign, holds, bound in stated if bound is not None]
 
     def _invalid(self, value: Any) -> ValueError:
         hint = did_you_mean(str(value), self.rules.choices) if self.rules.choices else ""
@@ -159,7 +174,7 @@ def _setting_of(declared: Field[Any], hint: Any) -> Setting:
     assert declared.default is not MISSING or declared.default_factory is not MISSING
     return Setting(
         name=declared.name,
-        kind=typing.get_args(kind)[0] if is_list else kind,
+        kind=typing.get_args(kind)[0] if is_list else typing.get_origin(kind) or kind,
         optional=type(None) in options,
         is_list=is_list,
         default=declared.default if declared.default_factory is MISSING else declared.default_factory(),
@@ -200,3 +215,20 @@ def _read_str(value: Any, text: bool) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
+
+
+def _read_mapping(value: Any, text: bool) -> dict[str, Any]:
+    if text and len(value) == 1 and value[0].startswith("{"):
+        value = read_value(value[0])
+    elif text:
+        pairs = [word.partition("=") for word in value]
+        if not all(name and equals for name, equals, _ in pairs):
+            raise ValueError
+        value = {name: read_value(given) for name, _, given in pairs}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise TypeError
+    json.dumps(value, allow_nan=False)  # plain data only: it goes into checkpoints
+    return value
+
+
+_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str, dict: _read_mapping}

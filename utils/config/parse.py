@@ -5,7 +5,8 @@ In names, a hyphen equals an underscore. All problems of file and command line c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import groupby
@@ -16,12 +17,10 @@ import yaml
 
 from utils.config.command_line import Option, help_text, split_command_line
 from utils.config.field import shown
-from utils.config.rules import Finding, ignored, impossible
+from utils.config.rules import OLDER_NAMES_OF_AMP, Finding, ignored, impossible
 from utils.config.settings import SETTINGS, Config
 from utils.config.yaml_file import Entry, read_yaml
 from utils.errors import UserError, did_you_mean
-
-LEGACY_AMP = ("apex_amp", "native_amp")
 
 
 class Source(IntEnum):
@@ -48,7 +47,9 @@ class _Draft:
 
     def read(self, name: str, value: Any, place: str, source: Source) -> None:
         try:
-            self.values[name] = SETTINGS[name].read(value, text=source is Source.COMMAND_LINE)
+            result = SETTINGS[name].read(value, text=source is Source.COMMAND_LINE)
+            again = source is self.sources.get(name) and SETTINGS[name].rules.repeats
+            self.values[name] = self.values.get(name, []) + result if again else result
         except ValueError as error:
             self.problems.append(f"{place}: {error}")
             self.unreadable.add(name)
@@ -96,7 +97,10 @@ class _Draft:
         Raises:
             UserError: there are problems; it lists them all, one per line.
         """
-        cfg = Config(**self._with_amp(), explicit=frozenset(self.places))
+        older = [self.sources[name] for name in OLDER_NAMES_OF_AMP if self.values.get(name)]
+        if max(older, default=Source.DEFAULT) > self.sources.get("amp", Source.DEFAULT):
+            self.values["amp"] = True
+        cfg = Config(**self.values, explicit=frozenset(self.places))
         # A rule on a value that could not be read would complain about its default.
         found = (f for f in impossible(cfg) if not self.unreadable.intersection(f.names))
         self.problems += [self._line(f) for f in found if self._concerns(f)]
@@ -104,26 +108,11 @@ class _Draft:
             count = len(self.problems)
             title = f"{count} problems in the settings:\n  " if count > 1 else ""
             raise UserError(title + "\n  ".join(self.problems))
-        return replace(cfg, warnings=tuple(self._line(f) for f in self._warnings(cfg) if self._concerns(f)))
+        return replace(cfg, warnings=tuple(self._line(f) for f in ignored(cfg) if self._concerns(f)))
 
     def _concerns(self, finding: Finding) -> bool:
         """Whether the program uses all the settings: one file serves two programs, each with settings of its own."""
         return self.prog is None or all(SETTINGS[name].serves(self.prog) for name in finding.names)
-
-    def _with_amp(self) -> dict[str, Any]:
-        """The values, with amp switched on by its older names unless `amp` itself was given last."""
-        older = max((self.sources[n] for n in LEGACY_AMP if self.values.get(n)), default=Source.DEFAULT)
-        on = older > self.sources.get("amp", Source.DEFAULT)
-        return self.values | ({"amp": True} if on else {})
-
-    def _warnings(self, cfg: Config) -> Iterator[Finding]:
-        for finding in ignored(cfg):
-            if finding.names[0] in LEGACY_AMP:
-                reason = SETTINGS[finding.names[0]].rules.no_effect
-                outcome = "amp is switched on" if cfg.amp else "amp: false was given and wins"
-                yield Finding(finding.names, f"older name of amp: {reason}; {outcome}")
-            else:
-                yield finding
 
     def _line(self, finding: Finding) -> str:
         place = next((self.places[name] for name in finding.names if name in self.places), finding.names[0])
@@ -194,9 +183,12 @@ def to_yaml(cfg: Config) -> str:
 
 
 def _scalar_or_flow(value: Any) -> str:
-    # Strings in quotes: "0011" and "1e5" must not come back as numbers.
+    # Strings in quotes: "0011" and "1e5" must not come back as numbers. Lists and mappings are written as JSON, which
+    # is YAML and has each string in quotes.
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
     style = '"' if isinstance(value, str) else None
-    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=10**6, allow_unicode=True)
+    text: str = yaml.safe_dump(value, default_style=style, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 
 

@@ -63,6 +63,15 @@ def read_yaml(path: str) -> list[Entry]:
         raise UserError(f"{path}{_reason(error)}") from None
 
 
+def read_value(text: str) -> Any:
+    """The one value that `text` holds, read as in a file.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return _Loader(text).get_single_data()
+
+
 def _entries(loader: _Loader, root: yaml.Node | None, path: str) -> list[Entry]:
     if root is None:
         return []

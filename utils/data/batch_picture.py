@@ -1,4 +1,4 @@
-"""A training batch as one picture, as the loader gives it: before it is mixed, with the colours put back.
+"""A training batch as one picture: as the loader gives it, before it is mixed, with the normalisation undone.
 
 Legend: B batch, T time steps, C channels (1 grey, 2 events, 3 RGB), H height, W width.
 """
@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from utils.events.colours import colour
+from utils.events.pictures import colour
 
-_IMAGES, _EVENT_ROWS = 64, 8  # as many as one can look at
+_IMAGES, _EVENT_ROWS = 64, 8  # at most
 _SIDE = 64  # pixels that a small image is enlarged to, at least
 _GAP = 2  # pixels between two images
 _GAP_GREY = {4: 255, 5: 208}  # by dimensions: event frames are white themselves

@@ -1,45 +1,33 @@
-"""Opens the data sets: where the files of each are, and what is wrong if they are not.
+"""The data sets: what is known of each, and how its files are opened.
 
 Samples are (image, class index). The image is a PIL image until the transform, then a tensor [C, H, W]. Event data
 (utils.events.dataset) brings frames [T, C, H, W] instead.
+
+A new set of images is one more row of `DATASETS`, or a plugin (utils.data.register).
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
-from PIL import Image
 from timm.data import AugMixDataset, create_dataset, create_reader
-from timm.utils import natural_key
+from torch.utils.data import Subset
 
-from utils.data.facts import DatasetFacts, check_classes, dataset_facts, resolve_data
-from utils.data.images import decode
+from utils.config.settings import Config
+from utils.data.facts import DatasetFacts, DataSettings, ImageSet, check_classes, resolve
+from utils.data.folders import EVAL_NAMES, TRAIN_NAMES, no_folder, open_folder, open_split_shards, split_names
+from utils.data.images import DigitsDataset, HubDataset, pil_mode
 from utils.data.sample_list import listed_samples
-from utils.data.tars import TarDataset, open_shards
 from utils.data.transforms import eval_transform, train_transform
-from utils.errors import UserError, first_line
-from utils.events.dataset import DIGITS_FILE, build_events
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.errors import UserError, did_you_mean, first_line
+from utils.events.dataset import build_events
+from utils.events.digits import DIGITS_FILE
+from utils.events.sources import SOURCES, EventSource
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
-
-TRAIN_NAMES = ("train", "training")
-EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")
-
-
-class ImageSet(Protocol):
-    """A map-style data set: `dataset[i]` is (transformed image, class index)."""
-
-    transform: Any
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 def build_datasets(cfg: Config) -> tuple[ImageSet, ImageSet]:
@@ -57,38 +45,30 @@ def build_datasets(cfg: Config) -> tuple[ImageSet, ImageSet]:
 
 def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     """Open one split. With `aug_splits`, a training sample's image is a tuple of that many tensors."""
-    settings = resolve_data(cfg)
-    facts = dataset_facts(cfg.dataset)
+    facts, settings = dataset_facts(cfg.dataset), resolve_data(cfg)
+    dataset = facts.open(cfg, training)
     if facts.events:
-        return build_events(cfg, settings.input_size, training=training)
-    if facts.kind == "digits":
-        dataset: ImageSet = _open_digits(cfg, training)
-    elif facts.kind == "folder":
-        dataset = _open_folder(cfg, training)
-    elif facts.kind == "shards":
-        dataset = _open_shards(cfg, training)
-    else:
-        dataset = _open_by_timm(cfg, facts, training)
+        return dataset
     classes = len(_class_names(dataset))
     if classes:
         check_classes(cfg, classes)
     if not training:
         dataset.transform = eval_transform(settings)
         return dataset
-    if cfg.train_split_path:
-        dataset = listed_samples(dataset, Path(cfg.train_split_path))
+    listed = listed_samples(dataset, Path(cfg.train_split_path)) if cfg.train_split_path else None
     if cfg.hflip > 0 and not facts.mirrors and not cfg.no_aug:
         _logger.warning("hflip: %g mirrors %s, where not each class survives it; set hflip: 0", cfg.hflip, cfg.dataset)
     if cfg.aug_splits:
         dataset = AugMixDataset(dataset, num_splits=cfg.aug_splits)
     dataset.transform = train_transform(cfg, settings)
-    return dataset
+    untyped: Any = dataset
+    return untyped if listed is None else Subset(untyped, listed)  # type: ignore[return-value]  # needs no transform
 
 
 def _class_names(dataset: Any) -> set[str]:
     """Class names where the data set knows them, else an empty set."""
     source = dataset
-    while hasattr(source, "dataset"):  # inside AugMixDataset, ListedSamples
+    while hasattr(source, "dataset"):  # inside AugMixDataset, Subset
         source = source.dataset
     source = getattr(source, "reader", source)
     return set(getattr(source, "class_to_idx", ()))
@@ -96,7 +76,7 @@ def _class_names(dataset: Any) -> set[str]:
 
 def _fixed_split(cfg: Config, training: bool) -> bool:
     """Whether the asked split of a set with two fixed splits is its training split."""
-    key, name = ("train_split", cfg.train_split) if training else ("val_split", cfg.val_split)
+    key, (name, *_) = split_names(cfg, training)
     if name in TRAIN_NAMES:
         return True
     if name in (*EVAL_NAMES, "test"):
@@ -105,26 +85,6 @@ def _fixed_split(cfg: Config, training: bool) -> bool:
         f"{key}: {name!r} is no split of dataset {cfg.dataset!r}; valid: "
         f"{', '.join((*TRAIN_NAMES, *EVAL_NAMES, 'test'))}"
     )
-
-
-class DigitsDataset:
-    """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
-
-    def __init__(self, file: Path, *, train: bool) -> None:
-        # Opened here: of a damaged file, numpy would leave the closing to chance.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            chosen = content["is_test"] != train
-            # 17 grey levels to 0..255: paper is 0, full ink is 255.
-            self.images: np.ndarray = (content["images"][chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
-            self.labels: np.ndarray = content["labels"][chosen].astype(np.int64)
-        self.transform: Any = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]:
-        image = Image.fromarray(self.images[index])
-        return self.transform(image) if self.transform else image, int(self.labels[index])
 
 
 def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
@@ -140,145 +100,116 @@ def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
         ) from error
 
 
-def _open_by_timm(cfg: Config, facts: DatasetFacts, training: bool) -> ImageSet:
-    split = cfg.train_split if training else cfg.val_split
-    if facts.classes:  # CIFAR
-        split = "train" if _fixed_split(cfg, training) else "validation"
-    root = cfg.data_dir or facts.default_root or None
-    if root is None and facts.kind == "torch":
-        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
-    try:
-        if facts.kind == "hub":
-            return HubDataset(create_reader(cfg.dataset, root=root, split=split), cfg)
-        return create_dataset(
-            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=_mode(cfg)
-        )
-    except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:
-        remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
-        if facts.kind == "hub":
-            remedy = "check its name, its splits and the network"
-        if isinstance(error, ImportError):
-            remedy = "install that package (pip install datasets)" if facts.kind == "hub" else "install that package"
-        expected = f"{root}/{facts.expected}" if facts.expected else f"split {split!r} in {root or 'the cache'}"
-        raise UserError(
-            f"dataset {cfg.dataset!r}: {expected} is missing or damaged ({first_line(error)}); {remedy}"
-        ) from error
+def _open_cifar(cfg: Config, training: bool) -> ImageSet:
+    split = "train" if _fixed_split(cfg, training) else "validation"
+    expected = {"torch/cifar10": "cifar-10-batches-py", "torch/cifar100": "cifar-100-python"}[cfg.dataset]
+    return _open_torchvision(cfg, split, cfg.data_dir or "data", expected)
 
 
-def _mode(cfg: Config) -> str:
-    return "L" if cfg.in_channels == 1 else "RGB"
-
-
-class FolderDataset:
-    """A folder of images per class, as timm's reader lists and numbers them.
-
-    timm's own data set puts the next file in place of a damaged one; here that is an error: each sample
-    counts once.
-    """
-
-    def __init__(self, root: Path, mode: str) -> None:
-        reader = create_reader("", root=str(root))
-        self.samples: list[tuple[str, int]] = reader.samples
-        self.class_to_idx: dict[str, int] = reader.class_to_idx
-        self.root, self.mode = root, mode  # mode of PIL: 'L' or 'RGB'
-        self.transform: Any = None
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def sample_name(self, index: int) -> str:
-        """<class>/<image>: the path below the split's folder."""
-        return Path(self.samples[index][0]).relative_to(self.root).as_posix()
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]:
-        path, label = self.samples[index]
-        try:
-            with open(path, "rb") as file:
-                image = decode(file, self.mode, path)
-        except OSError as error:
-            raise UserError(f"data_dir: {path} cannot be read ({error.strerror}); replace or remove it") from error
-        return self.transform(image) if self.transform else image, label
-
-
-class HubDataset:
-    """A data set of the Hugging Face hub, as timm's reader opens it; a damaged image is an error here too."""
-
-    def __init__(self, reader: Any, cfg: Config) -> None:
-        self.reader, self.name, self.mode, self.classes = reader, cfg.dataset, _mode(cfg), cfg.num_classes
-        self.transform: Any = None
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int, /) -> tuple[Any, int]:
-        file, label = self.reader[index]
-        with file:
-            image = decode(file, self.mode, f"{self.name}, sample {index},")
-        if not isinstance(label, int) or not 0 <= label < self.classes:
-            raise UserError(
-                f"dataset {self.name!r}: sample {index} has label {label!r}, which does not fit num_classes "
-                f"{self.classes} (valid: 0 to {self.classes - 1}); choose a labelled split or set num_classes"
-            )
-        return self.transform(image) if self.transform else image, label
-
-
-def _open_folder(cfg: Config, training: bool) -> FolderDataset | TarDataset:
+def _open_torch(cfg: Config, training: bool) -> ImageSet:
     if not cfg.data_dir:
-        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
-    tars = _split_tars(cfg, training)
-    if tars:
-        return TarDataset(tars, "classes", Path(cfg.data_dir), _mode(cfg))
-    root = _split_folder(cfg, training)
+        raise no_folder(cfg)
+    return _open_torchvision(cfg, split_names(cfg, training)[1][0], cfg.data_dir)
+
+
+def _open_torchvision(cfg: Config, split: str, root: str, expected: str = "") -> ImageSet:
+    """A set of torchvision, by timm's factory; `expected` lies in `root`, for a message."""
     try:
-        dataset = FolderDataset(root, _mode(cfg))
-    except RuntimeError as error:
-        raise UserError(f"data_dir: {root} holds no images; expected {root}/<class>/<image>") from error
-    # timm numbers the folders that hold images: an empty one would shift the labels of all that follow.
-    known = dataset.class_to_idx
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in known:
-            names = {inner.name for inner in folder.rglob("*") if inner.is_dir()}
-            if not names & known.keys():
-                raise UserError(f"data_dir: class folder {folder} holds no images; fill or remove it")
+        dataset: ImageSet = create_dataset(
+            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=pil_mode(cfg.in_channels)
+        )
+    except _UNREADABLE as error:
+        remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
+        if isinstance(error, ImportError):
+            remedy = "install that package"
+        what = f"{root}/{expected}" if expected else f"split {split!r} in {root}"
+        raise _missing(cfg, what, error, remedy) from error
     return dataset
 
 
-def _open_shards(cfg: Config, training: bool) -> TarDataset:
-    if not cfg.data_dir:
-        raise UserError(f"data_dir: dataset {cfg.dataset!r} has no default folder; give --data-dir")
-    key, tried = _split_names(cfg, training)
-    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=_mode(cfg))
+def _open_hub(cfg: Config, training: bool) -> HubDataset:
+    split, root = split_names(cfg, training)[1][0], cfg.data_dir or None
+    try:
+        reader = create_reader(cfg.dataset, root=root, split=split)
+    except _UNREADABLE as error:
+        remedy = "check its name, its splits and the network"
+        if isinstance(error, ImportError):
+            remedy = "install that package (pip install datasets)"
+        raise _missing(cfg, f"split {split!r} in {root or 'the cache'}", error, remedy) from error
+    return HubDataset(reader, cfg.dataset, pil_mode(cfg.in_channels), cfg.num_classes)
 
 
-def _split_names(cfg: Config, training: bool) -> tuple[str, list[str]]:
-    """The setting that names the split, and the names to look for: its value, then the synonyms."""
-    key, name = ("train_split", cfg.train_split) if training else ("val_split", cfg.val_split)
-    synonyms: tuple[str, ...] = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if name in names), ())
-    return key, [name, *(synonym for synonym in synonyms if synonym != name)]
+# What timm, torchvision and the hub's package raise for files that are missing or damaged.
+_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, ImportError)
 
 
-def _split_tars(cfg: Config, training: bool) -> list[Path]:
-    """<split>.tar, or all tars of a split's folder that holds no class folders; else nothing."""
-    for name in _split_names(cfg, training)[1]:
-        folder = Path(cfg.data_dir) / name
-        if folder.is_dir():
-            if any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
-                return []
-            return sorted(folder.glob("*.tar"), key=lambda file: natural_key(file.name))
-        if folder.with_name(f"{name}.tar").is_file():
-            return [folder.with_name(f"{name}.tar")]
-    return []
+def _missing(cfg: Config, what: str, error: BaseException, remedy: str) -> UserError:
+    return UserError(f"dataset {cfg.dataset!r}: {what} is missing or damaged ({first_line(error)}); {remedy}")
 
 
-def _split_folder(cfg: Config, training: bool) -> Path:
-    key, tried = _split_names(cfg, training)
-    root, name = Path(cfg.data_dir), tried[0]
-    if not root.is_dir():
-        raise UserError(f"data_dir: {root} is no folder; expected {root}/{name}/<class>/<image>")
-    for candidate in tried:
-        if (root / candidate).is_dir():
-            return root / candidate
-    raise UserError(
-        f"{key}: {name!r}: no folder of that name in {root} (tried {', '.join(tried)}); "
-        f"expected {root}/{name}/<class>/<image>"
+def _events(source: EventSource) -> DatasetFacts:
+    # Counts of two polarities, not normalised. A mirrored gesture is another one.
+    size, classes = source.image_size, len(source.classes)
+    return DatasetFacts(
+        _open_events, classes, 2, size, (0.0, 0.0), (1.0, 1.0), crop_pct=1.0, mirrors=False, events=True
     )
+
+
+def _open_events(cfg: Config, training: bool) -> ImageSet:
+    return build_events(cfg, resolve_data(cfg).input_size, training=training)
+
+
+FOLDER = DatasetFacts(open_folder, is_imagenet=True)
+# mean and std of the 1,437 training images (8 x 8, before any resize); a test computes them again.
+DIGITS = DatasetFacts(_open_digits, 10, 1, 32, (0.3050,), (0.3765,), crop_pct=1.0, mirrors=False)
+CIFAR10 = DatasetFacts(_open_cifar, 10, 3, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+CIFAR100 = DatasetFacts(_open_cifar, 100, 3, 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+DATASETS: dict[str, DatasetFacts] = {
+    "digits": DIGITS,
+    "torch/cifar10": CIFAR10,
+    "torch/cifar100": CIFAR100,
+    "imagenet": FOLDER,
+    "folder": FOLDER,
+    "": FOLDER,
+    **{name: _events(source) for name, source in SOURCES.items()},
+}
+# Sets that timm opens by index. Its streaming readers are left out on purpose: without an index nothing promises that
+# each evaluation sample counts once, and an epoch cannot be continued in its middle. WebDataset shards are read by our
+# own index (utils.data.tars).
+_TORCH_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "imagenet", "places365", "inaturalist")
+_BY_PREFIX = {"hfds": DatasetFacts(_open_hub), "wds": DatasetFacts(open_split_shards, is_imagenet=True)}
+_STREAMING = ("hfids", "tfds")
+
+
+def dataset_facts(name: str) -> DatasetFacts:
+    """Look `name` up.
+
+    Raises:
+        UserError: it is unknown; the message lists the valid names.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    prefix, _, rest = name.partition("/")
+    if prefix == "torch" and rest in _TORCH_SETS:
+        return DatasetFacts(_open_torch)
+    if prefix in _BY_PREFIX and (rest or prefix == "wds"):
+        return _BY_PREFIX[prefix]
+    if prefix in _STREAMING:
+        raise UserError(
+            f"dataset: {name!r} is a stream, which cannot be counted or continued exactly; "
+            f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
+        )
+    valid = [*filter(None, DATASETS), *(f"torch/{known}" for known in _TORCH_SETS), "hfds/<name>", "wds/<name>"]
+    raise UserError(
+        f"dataset: {name!r} is unknown; valid: {', '.join(valid)}, or one that a --plugin registers"
+        f"{did_you_mean(name, valid)}"
+    )
+
+
+def resolve_data(cfg: Config) -> DataSettings:
+    """The input's settings, completed from what is known of the data set; needs no files.
+
+    Raises:
+        UserError: settings and data set do not fit together.
+    """
+    return resolve(cfg, dataset_facts(cfg.dataset))

@@ -1,42 +1,46 @@
-"""What is known of each data set, and the input settings that follow from it.
+"""What is known of a data set, and the settings of the input that follow from it.
 
-`resolve_data` needs no files.
 Legend: C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Protocol
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from utils.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
+from utils.errors import UserError
 
 LARGE_VALID_SIDE, LARGE_VALID_RESIZE = 288, 320  # pixels
 
 
+class ImageSet(Protocol):
+    """A map-style data set: `dataset[i]` is (transformed image, class index)."""
+
+    transform: Any
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What does not depend on the settings. None: it depends on the files or on the settings."""
+    """What is known of a data set before its files are opened. None: it depends on the files or on the settings."""
 
-    kind: Literal["digits", "torch", "hub", "folder", "shards", "events"]
+    # Opens the training split (True) or the evaluation split (False): images without a transform, events with theirs.
+    open: Callable[[Config, bool], ImageSet]
     classes: int | None = None
     channels: int | None = None
-    image_size: int = 224  # pixels, if img_size is not given
+    image_size: int | tuple[int, int] = 224  # pixels, side or height and width, if img_size is not given
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN  # per channel, of values in 0..1
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     crop_pct: float = 0.875  # evaluation: share of the resized image that the centre crop keeps
     mirrors: bool = True  # a mirrored image keeps its class
-    default_root: str = ""  # if data_dir is not given; relative to the current directory
-    expected: str = ""  # what lies in that root
-
-    @property
-    def events(self) -> bool:
-        return self.kind == "events"
+    is_imagenet: bool = False  # may be evaluated at 288 pixels (large_valid)
+    events: bool = False  # frames of events [T, 2, H, W] instead of images
 
 
 @dataclass(frozen=True)
@@ -49,82 +53,11 @@ class DataSettings:
     std: tuple[float, ...]
     interpolation: str  # of the evaluation's resize
     crop_pct: float
-    normalise_on_device: bool  # the workers hand over uint8 [C, H, W], else normalised float32
+    normalise_on_device: bool  # the workers give uint8 [C, H, W], else normalised float32
 
 
-FOLDER = DatasetFacts("folder")
-# mean and std of the 1,437 training images (8 x 8, before any resize); a test computes them again.
-DIGITS = DatasetFacts("digits", 10, 1, 32, (0.3050,), (0.3765,), crop_pct=1.0, mirrors=False)
-CIFAR10 = DatasetFacts(
-    "torch",
-    10,
-    3,
-    32,
-    (0.4914, 0.4822, 0.4465),
-    (0.247, 0.2435, 0.2616),
-    default_root="data",
-    expected="cifar-10-batches-py",
-)
-CIFAR100 = DatasetFacts(
-    "torch",
-    100,
-    3,
-    32,
-    (0.5071, 0.4867, 0.4408),
-    (0.2675, 0.2565, 0.2761),
-    default_root="data",
-    expected="cifar-100-python",
-)
-
-
-def _events(classes: int, side: int, root: str) -> DatasetFacts:
-    # Counts of two polarities, not normalised. A mirrored gesture is another one.
-    return DatasetFacts("events", classes, 2, side, (0.0, 0.0), (1.0, 1.0), 1.0, False, root)
-
-
-DATASETS: dict[str, DatasetFacts] = {
-    "digits": DIGITS,
-    "torch/cifar10": CIFAR10,
-    "torch/cifar100": CIFAR100,
-    "imagenet": FOLDER,
-    "folder": FOLDER,
-    "": FOLDER,
-    "digits-dvs": _events(10, 32, ""),
-    "cifar10-dvs": _events(10, 64, "data/cifar10-dvs"),
-    "cifar10-dvs-tet": _events(10, 64, "data/cifar10-dvs"),
-    "gesture": _events(11, 128, "data/DVSGesturedataset"),
-}
-# Other sets that timm opens by index. Its streaming readers are left out on purpose: without an index nothing
-# promises that each evaluation sample counts once, and an epoch cannot be continued in its middle. WebDataset
-# shards are read by our own index (utils.data.tars).
-_TORCH_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "imagenet", "places365", "inaturalist")
-_STREAMING = ("hfids", "tfds")
-AVAILABLE = [name for name in DATASETS if name] + [f"torch/{name}" for name in _TORCH_SETS]
-AVAILABLE += ["hfds/<name>", "wds/<name>"]
-
-
-def dataset_facts(name: str) -> DatasetFacts:
-    """Look `name` up; UserError with the valid names if it is unknown."""
-    if name in DATASETS:
-        return DATASETS[name]
-    prefix, _, rest = name.partition("/")
-    if prefix == "torch" and rest in _TORCH_SETS:
-        return DatasetFacts("torch")
-    if prefix == "hfds" and rest:
-        return DatasetFacts("hub")
-    if prefix == "wds":
-        return DatasetFacts("shards")
-    if prefix in _STREAMING:
-        raise UserError(
-            f"dataset: {name!r} is a stream, which cannot be counted or continued exactly; "
-            f"use hfds/<name>, WebDataset shards (wds/<name>) or a folder of images (dataset: folder)"
-        )
-    raise UserError(f"dataset: {name!r} is unknown; valid: {', '.join(AVAILABLE)}{did_you_mean(name, AVAILABLE)}")
-
-
-def resolve_data(cfg: Config) -> DataSettings:
-    """Complete the input's settings from the data set's facts; UserError where the two disagree."""
-    facts = dataset_facts(cfg.dataset)
+def resolve(cfg: Config, facts: DatasetFacts) -> DataSettings:
+    """The settings of the input, completed from the facts of the data set; UserError where the two do not fit."""
     if facts.classes is not None:
         check_classes(cfg, facts.classes)
     if facts.channels is not None and cfg.in_channels != facts.channels:
@@ -136,7 +69,7 @@ def resolve_data(cfg: Config) -> DataSettings:
         raise UserError(f"in_channels: {cfg.in_channels} does not fit images; valid: 1 (grey), 3 (RGB)")
     input_size = _input_size(cfg, facts)
     large = cfg.large_valid
-    if large and facts.kind not in ("folder", "shards"):
+    if large and not facts.is_imagenet:
         raise UserError(
             f"large_valid: evaluates ImageNet at {LARGE_VALID_SIDE} pixels, it does not fit dataset "
             f"{cfg.dataset!r}; leave it out"
@@ -155,8 +88,8 @@ def resolve_data(cfg: Config) -> DataSettings:
 
 def _input_size(cfg: Config, facts: DatasetFacts) -> tuple[int, int, int]:
     if cfg.input_size is None:
-        side = cfg.img_size or facts.image_size
-        return cfg.in_channels, side, side
+        size = cfg.img_size or facts.image_size
+        return (cfg.in_channels, size, size) if isinstance(size, int) else (cfg.in_channels, *size)
     channels, height, width = cfg.input_size
     return channels, height, width
 

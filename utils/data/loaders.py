@@ -5,17 +5,18 @@ frames [B, T, C, H, W]: counts, normalised only where mean or std are set. With
 `aug_splits` = S the images are [S * B, C, H, W], first all clean ones, then each augmented copy of the batch,
 and the targets are repeated alike.
 
-Training batches are a function of (seed, epoch) only: not of the number of workers, of earlier epochs in the
-same process, or of an interruption. That holds bit for bit on one machine with the same library versions.
+Training batches depend on (seed, epoch) only: not on the number of workers, earlier epochs in the same process, or an
+interruption. That holds bit for bit on one machine with the same versions of the libraries.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,25 +24,21 @@ import torch.distributed as dist
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from utils.data.datasets import ImageSet, build_dataset, build_datasets
+from utils.config.settings import Config
+from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
-from utils.data.mixing import Mixing, build_mixup
-from utils.data.samplers import EvalSampler, Pick, TrainSampler, mix_seed
-from utils.data.workers import tie_to_the_main_process
+from utils.data.facts import DataSettings, ImageSet
+from utils.data.samplers import Pick, TrainSampler, eval_samples, mix_seed
+from utils.data.workers import start_worker
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass
 class Loaders:
-    """What a training run iterates over. The engine applies `mixup` to whole batches on the device."""
+    """What a training run iterates over."""
 
     train: DeviceLoader
     eval: DeviceLoader
-    mixup: Mixing | None
     data: DataSettings
     split_hash: str | None  # of event data
     _sampler: TrainSampler
@@ -60,21 +57,19 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
     """
-    mixup = build_mixup(cfg)
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
-    erasing = _random_erasing(cfg)
+    erasing = None
+    if cfg.reprob > 0 and not cfg.no_aug:
+        erasing = RandomErasing(cfg.reprob, mode=cfg.remode, max_count=cfg.recount, device="cpu")
     samples = SeededSamples(train_set, seed=cfg.seed, erasing=erasing, spare_first_copy=cfg.resplit)
     # The type stubs know samplers of bare indices only.
     batches = BatchSampler(sampler, cfg.batch_size, drop_last=True)  # type: ignore[arg-type]
-    data = resolve_data(cfg)
-    train = _device_loader(cfg, data, samples, batches, device)
     return Loaders(
-        train=train,
-        eval=_eval_loader(cfg, data, eval_set, device, rank, world_size),
-        mixup=mixup,
-        data=data,
+        train=_device_loader(cfg, samples, batches, device),
+        eval=_eval_loader(cfg, eval_set, device, rank, world_size),
+        data=resolve_data(cfg),
         split_hash=getattr(train_set, "split_hash", None),
         _sampler=sampler,
         _batch_size=cfg.batch_size,
@@ -83,38 +78,28 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
 
 def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1) -> DeviceLoader:
     """The evaluation loader alone: it needs no training files. Each sample comes once over all ranks."""
-    with _first_rank_first(cfg, rank):
+    with _first_rank_first(rank):
         dataset = build_dataset(cfg, training=False)
-    return _eval_loader(cfg, resolve_data(cfg), dataset, device, rank, world_size)
+    return _eval_loader(cfg, dataset, device, rank, world_size)
 
 
 @contextmanager
-def _first_rank_first(cfg: Config, rank: int) -> Iterator[None]:
-    # Rank 0 downloads or converts while the others wait: two would do it twice, or damage the archive. Where tars
-    # are indexed, the others find the index made; without files, or image folders, they wait for nothing.
-    wait = dist.is_initialized() and (
-        cfg.dataset_download or dataset_facts(cfg.dataset).kind in ("folder", "shards", "events")
-    )
-    if wait and rank > 0:
+def _first_rank_first(rank: int) -> Iterator[None]:
+    # Rank 0 downloads, converts or indexes while the others wait: two would do it twice, or damage the archive.
+    if rank > 0 and dist.is_initialized():
         dist.barrier()
     try:
         yield
     finally:
-        if wait and rank == 0:
+        if rank == 0 and dist.is_initialized():
             dist.barrier()
 
 
 def _train_sampler(cfg: Config, length: int, rank: int, world_size: int) -> TrainSampler:
     if cfg.aug_repeats > 1 and cfg.epoch_repeats > 0:
         raise UserError("aug_repeats and epoch_repeats both repeat samples; set one of them to 0")
-    sampler = TrainSampler(
-        length,
-        seed=cfg.seed,
-        rank=rank,
-        world_size=world_size,
-        copies=max(cfg.aug_repeats, 1),
-        passes=cfg.epoch_repeats or 1.0,
-    )
+    copies, passes = max(cfg.aug_repeats, 1), cfg.epoch_repeats or 1.0
+    sampler = TrainSampler(length, seed=cfg.seed, rank=rank, world_size=world_size, copies=copies, passes=passes)
     if len(sampler) < cfg.batch_size:
         raise UserError(
             f"batch_size: {cfg.batch_size} is more than the {len(sampler)} training samples of each of the "
@@ -123,46 +108,35 @@ def _train_sampler(cfg: Config, length: int, rank: int, world_size: int) -> Trai
     return sampler
 
 
-def _random_erasing(cfg: Config) -> RandomErasing | None:
-    if cfg.reprob <= 0 or cfg.no_aug:
-        return None
-    return RandomErasing(cfg.reprob, mode=cfg.remode, max_count=cfg.recount, device="cpu")
+def _eval_loader(cfg: Config, dataset: ImageSet, device: torch.device, rank: int, world_size: int) -> DeviceLoader:
+    batches = BatchSampler(eval_samples(len(dataset), rank, world_size), cfg.val_batch_size, drop_last=False)
+    return _device_loader(cfg, dataset, batches, device)
 
 
-def _eval_loader(
-    cfg: Config, data: DataSettings, dataset: ImageSet, device: torch.device, rank: int, world_size: int
-) -> DeviceLoader:
-    sampler = EvalSampler(len(dataset), rank=rank, world_size=world_size)
-    batches = BatchSampler(sampler, cfg.val_batch_size, drop_last=False)
-    return _device_loader(cfg, data, dataset, batches, device)
-
-
-def _device_loader(
-    cfg: Config, data: DataSettings, dataset: Any, batches: BatchSampler, device: torch.device
-) -> DeviceLoader:
+def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: torch.device) -> DeviceLoader:
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=cfg.workers,
         collate_fn=collate,
-        worker_init_fn=tie_to_the_main_process,
+        worker_init_fn=functools.partial(start_worker, plugins=cfg.plugin_modules),
         pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
-        # The loader draws a base seed at each start: from here, not from the run's own random state.
+        # The loader draws a seed at each start: from this generator, not from the random state of the run.
         generator=torch.Generator().manual_seed(cfg.seed),
     )
+    data = resolve_data(cfg)
+    normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
-        given = cfg.mean is not None or cfg.std is not None
-        return DeviceLoader(loader, device, (data.mean, data.std) if given else None, unit=1.0)
-    statistics = (data.mean, data.std) if data.normalise_on_device else None
-    return DeviceLoader(loader, device, statistics)
+        normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0
+    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, cfg.channels_last)
 
 
 class SeededSamples(Dataset[Any]):
-    """A training set that seeds Python, NumPy and PyTorch per sample, and leaves their state as it was.
+    """A training set that seeds Python, NumPy and PyTorch for each sample, and restores their state after a batch.
 
-    The augmentations draw from all three.
-    spare_first_copy: with `aug_splits`, no random erasing in the first copy, which is otherwise clean
+    The augmentations use all three.
+    spare_first_copy: with `aug_splits`, no random erasing in the first copy, which is clean otherwise
     """
 
     def __init__(
@@ -183,7 +157,7 @@ class SeededSamples(Dataset[Any]):
         return self.__getitems__([pick])[0]
 
     def __getitems__(self, picks: list[Pick]) -> list[tuple[Any, Any]]:
-        """The samples of one batch; the DataLoader calls this, so the state is kept once per batch."""
+        """The samples of one batch; the DataLoader calls this, so the state is saved once per batch."""
         with _kept_random_state():
             return [self._sample(pick) for pick in picks]
 
@@ -203,7 +177,7 @@ class SeededSamples(Dataset[Any]):
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    # Without workers this runs in the main process, whose own random draws must not depend on it.
+    # Without workers this runs in the main process, whose own random numbers must not depend on it.
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Mixing the samples of a batch: timm's mixup and cutmix, for events as videos, and EventMix.
+"""Mixing the samples of a batch: timm's mixup and cutmix, also for event frames, and EventMix.
 
 Legend: B batch, T time steps, C channels, H x W pixels, K classes.
 """
@@ -6,7 +6,6 @@ Legend: B batch, T time steps, C channels, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +13,8 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
-from utils.config.rules import mixes
-from utils.data.facts import dataset_facts
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
+from utils.data.datasets import dataset_facts
 
 # Images or frames and labels [B] -> mixed ones and targets [B, K]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -34,17 +30,17 @@ class VideoMixup:
 
     def __call__(self, frames: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [B, T, C, H, W] and labels [B] -> mixed frames and targets [B, K]."""
-        # As [B, T * C, H, W] the last two axes are space, which is where timm's boxes are cut.
+        # timm cuts its boxes from the last two axes, which are space in [B, T * C, H, W].
         mixed, soft = self.mixup(frames.flatten(1, 2).contiguous(), targets)
         return mixed.view(frames.shape), soft
 
 
 class EventMix:
-    """Pairs of samples joined along a random surface in space and time (EventMix: Shen et al., Information Sciences
-    644, 2023, arXiv 2205.12054).
+    """Parts of two samples joined in space and time (EventMix: Shen et al., Information Sciences 644, 2023, arXiv
+    2205.12054).
 
-    Where a Gaussian mixture over (t, y, x) is dense, events are those of the one sample, elsewhere those of the
-    other. The share of the volume is drawn from Beta(alpha, alpha); the label weight is the share of the events.
+    Where a Gaussian mixture over (t, y, x) is large, events come from one sample, elsewhere from the other. The share
+    of the volume is drawn from Beta(alpha, alpha); the weight of a label is the share of the events.
 
     Args:
         alpha: of the beta distribution.
@@ -75,7 +71,7 @@ class EventMix:
         density = torch.zeros(shape, device=device)
         for _ in range(_COMPONENTS):
             mean = torch.from_numpy(np.random.uniform(size=3)).to(places)
-            # A random precision matrix: directions and extents of the component, about a quarter of each axis.
+            # A random precision matrix: the component has any direction, and extends over about a quarter of each axis.
             factor = torch.from_numpy(np.random.normal(scale=4.0, size=(3, 3))).to(places)
             density += np.random.uniform(0.5, 1.0) * torch.exp(-0.5 * ((places - mean) @ factor).square().sum(-1))
         count = round(float(np.random.beta(self.alpha, self.alpha)) * density.numel())
@@ -84,11 +80,13 @@ class EventMix:
         return mask.view(shape)
 
 
-def build_mixup(cfg: Config) -> Mixing | None:
-    """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one."""
+def build_mixup(cfg: Config, epoch: int = 0) -> Mixing | None:
+    """timm's Mixup (mixup, cutmix and label smoothing in one) or EventMix, if the settings ask for one in `epoch`."""
+    if 0 < cfg.mixup_off_epoch <= epoch:
+        return None
     if cfg.event_mix > 0 and dataset_facts(cfg.dataset).events:
         return EventMix(cfg.event_mix, cfg.num_classes, cfg.smoothing)
-    if not mixes(cfg):
+    if not cfg.mixes:
         return None
     mixup = Mixup(
         mixup_alpha=cfg.mixup,

@@ -1,7 +1,7 @@
-"""`train_split_path`: a text file that says which training samples are used.
+"""The setting `train_split_path`: a text file that lists the training samples to use.
 
-One sample per line: its number in the data set's own order (from 0), or its name where samples have one: the
-path below the split's folder (<class>/<image>), in tars <tar>/<path>, in WebDataset shards <shard>/<key>.
+One sample per line: its number in the order of the data set (from 0), or its name where samples have one: the path
+below the folder of the split (<class>/<image>), in tars <tar>/<path>, in WebDataset shards <shard>/<key>.
 """
 
 from __future__ import annotations
@@ -14,30 +14,8 @@ from utils.errors import UserError, did_you_mean
 _KEY = "train_split_path"
 
 
-class ListedSamples:
-    """The samples `indices` of `dataset`, in that order."""
-
-    def __init__(self, dataset: Any, indices: list[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
-        image, label = self.dataset[self.indices[index]]
-        return image, label
-
-
-def listed_samples(dataset: Any, file: Path) -> ListedSamples:
-    """The samples of `dataset` that `file` lists.
+def listed_samples(dataset: Any, file: Path) -> list[int]:
+    """The numbers of the samples of `dataset` that `file` lists, in its order.
 
     Raises:
         UserError: no such file, an empty one, a line that names no sample, or one that comes twice.
@@ -60,7 +38,7 @@ def listed_samples(dataset: Any, file: Path) -> ListedSamples:
         if index in line_of:
             raise UserError(f"{_KEY}: {file}, line {line}: {text!r} is already in line {line_of[index]}; remove one")
         line_of[index] = line
-    return ListedSamples(dataset, list(line_of))
+    return list(line_of)
 
 
 def _by_name(dataset: Any, file: Path) -> dict[str, int]:

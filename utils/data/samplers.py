@@ -1,7 +1,7 @@
 """Which samples each process sees, in which order.
 
-A training sample is drawn as a `Pick`, not as a bare index: epoch and position reach the loader's workers
-with it, so a sample's augmentation depends on nothing but (seed, epoch, position).
+A training sample is drawn as a `Pick`, not only as an index: so the loader's workers get epoch and position too, and
+the augmentation of a sample depends on (seed, epoch, position) only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """One 64-bit seed from several numbers, unrelated for neighbours (SplitMix64, Steele et al. 2014)."""
+    """One 64-bit seed from several numbers; close numbers give unrelated seeds (SplitMix64, Steele et al. 2014)."""
     state = 0
     for part in parts:
         state = (state + part + 0x9E3779B97F4A7C15) & _MASK
@@ -36,14 +36,14 @@ class Pick(NamedTuple):
 
 
 class TrainSampler(Sampler[Pick]):
-    """Random order per (seed, epoch), dealt out over the ranks: rank r gets positions r, r + world_size, ...
+    """Random order per (seed, epoch), divided over the ranks: rank r gets positions r, r + world_size, ...
 
-    Every rank gets the same number of samples: the few that do not divide are left out, others in each epoch.
+    Every rank gets the same number of samples: a rest is left out, in each epoch other samples.
 
     length:     samples in the data set
-    copies:     > 1 is repeated augmentation (Hoffer et al. 2019; as in DeiT): each drawn image comes that
-                many times in a row, so on different ranks, or in one batch with one rank. The epoch keeps its
-                length (rounded down to 256 samples, as in timm), so it sees fewer different images.
+    copies:     > 1 is repeated augmentation (Hoffer et al. 2019; as in DeiT): each drawn image comes that many times
+                in a row, so on different ranks, or in one batch with one rank. The length of the epoch stays the same
+                (rounded down to a multiple of 256 samples, as in timm), so it has fewer different images.
     passes:     passes over the data that count as one epoch; a fraction is possible
     """
 
@@ -90,18 +90,10 @@ class TrainSampler(Sampler[Pick]):
         return torch.cat(permutations)[:drawn].repeat_interleave(self.copies)[: self.total]
 
 
-class EvalSampler(Sampler[int]):
+def eval_samples(length: int, rank: int = 0, world_size: int = 1) -> range:
     """Each sample once over all ranks, in order, without padding: rank r gets r, r + world_size, ...
 
-    Ranks may differ in length by one, so whoever sums over ranks must sum counts too.
+    Ranks may differ in length by one, so a mean over ranks must be a sum divided by the sum of counts.
     """
-
-    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
-        assert 0 <= rank < world_size, (rank, world_size)
-        self._indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
+    assert 0 <= rank < world_size, (rank, world_size)
+    return range(rank, length, world_size)

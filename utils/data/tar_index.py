@@ -1,7 +1,7 @@
-"""Where each sample lies inside tar files, so that a tar is read like a folder: any sample, in any order.
+"""Where each sample is inside tar files, so that samples can be read in any order, as from a folder.
 
-The headers are walked once; the index is kept beside the tars (or in the user's cache folder) and made anew
-when a name, size or modification time differs. Offsets are in bytes from the start of the file.
+The headers are read once. The index is kept beside the tars (or in the cache folder), and made again when a name, size
+or modification time differs. Offsets are in bytes from the start of the file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +21,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils import natural_key
 
 from utils.errors import UserError
+from utils.files import cache_folder, replacing
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -30,7 +29,7 @@ Layout = Literal["classes", "shards"]  # a folder per class inside the tars, or 
 SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELDS = ("label", "cls")  # of a sample's .json
 
-_FORMAT = 1  # of the index file; another number makes it anew
+_FORMAT = 1  # of the index file; with another number it is made again
 
 
 class Sample(NamedTuple):
@@ -68,7 +67,7 @@ class TarIndex:
 
 
 def tar_index(files: list[Path], layout: Layout) -> TarIndex:
-    """The index of `files`, from its own file where that is up to date.
+    """The index of `files`, read from its file where that is up to date, else made.
 
     Raises:
         UserError: a tar that is cut short or damaged, a sample without image, label or class folder.
@@ -132,7 +131,7 @@ def _by_class(file: Path, several: bool) -> Iterator[Sample]:
 
 
 def _by_key(file: Path, several: bool) -> Iterator[Sample]:
-    """Neighbours of one key are a sample: <key>.jpg and the like, with <key>.cls or <key>.json."""
+    """Successive members with the same key are a sample: <key>.jpg or another image, <key>.cls or <key>.json."""
     key, parts = "", dict[str, _Member]()
     with file.open("rb") as raw:
         for member in _members(file, nested=False):
@@ -213,7 +212,7 @@ def _walk(raw: IO[bytes], file: Path, base: int, folder: str, nested: bool) -> I
                 yield from _walk(inner, file, base + entry.offset_data, below, nested)
             else:
                 yield _Member(entry.name, base + entry.offset_data, entry.size, folder)
-        # tarfile takes a broken header, or a file that ends between two members, for the end.
+        # For tarfile, a broken header or a file that stops between two members is the end of the archive.
         raw.seek(tar.offset)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.TarError(f"no end mark at byte {base + tar.offset}")
@@ -223,7 +222,7 @@ def _walk(raw: IO[bytes], file: Path, base: int, folder: str, nested: bool) -> I
 
 
 def _key(files: list[Path], layout: Layout) -> str:
-    """What the index depends on, as one digest."""
+    """A digest of all that the index depends on."""
     facts = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps([_FORMAT, layout, facts]).encode()).hexdigest()
 
@@ -233,8 +232,7 @@ def _places(files: list[Path], layout: Layout) -> list[Path]:
     beside = files[0].parent
     names = hashlib.sha256("\n".join([layout, *(str(file.name) for file in files)]).encode()).hexdigest()[:16]
     paths = hashlib.sha256("\n".join([layout, *(str(file.resolve()) for file in files)]).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spike-driven-transformer"
-    return [beside / f".tar-index-{names}.npz", cache / f"tar-index-{paths}.npz"]
+    return [beside / f".tar-index-{names}.npz", cache_folder() / f"tar-index-{paths}.npz"]
 
 
 def _load(place: Path, key: str) -> TarIndex | None:
@@ -244,19 +242,11 @@ def _load(place: Path, key: str) -> TarIndex | None:
                 return None
             return TarIndex(**{field.name: content[field.name] for field in fields(TarIndex)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent, or damaged: made anew
+        return None  # missing or damaged: the index is made again
 
 
 def _store(index: TarIndex, place: Path, key: str) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(index, field.name) for field in fields(TarIndex)}
-    # Several processes may write: each to a file of its own, of which the last one stays.
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=np.array(key), **arrays)
-        os.chmod(temporary, 0o644)  # as readable as the data: mkstemp makes it private
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(place) as temporary, temporary.open("wb") as file:
+        np.savez(file, key=np.array(key), **arrays)

@@ -1,7 +1,7 @@
 """Data sets in tar files: a tar (or a folder of tars) per split with a folder per class, and WebDataset shards.
 
-Both are map-style: each sample has a number, so that the samplers deal it out exactly once and an epoch can be
-continued in its middle. The `webdataset` package is not needed.
+Both are map-style: each sample has a number, so that a sampler can give it exactly once and an epoch can be continued
+in its middle. The package `webdataset` is not needed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def open_shards(root: Path, names: list[str], *, key: str, classes: int, mode: s
     dataset = TarDataset(files, "shards", root, mode)
     if expected is not None and len(dataset) != expected:
         raise UserError(
-            f"data_dir: {root / INFO} promises {expected} samples of {split!r}, its {len(files)} shards hold "
+            f"data_dir: {root / INFO} names {expected} samples of {split!r}, its {len(files)} shards hold "
             f"{len(dataset)}; copy the shards again"
         )
     labels = dataset.index.label

@@ -1,24 +1,25 @@
 """Image transforms: from a PIL image to a tensor [C, H, W], built with timm's factory.
 
 The tensor is uint8 where the device normalises (`DataSettings.normalise_on_device`), else normalised float32.
-Random erasing is not here but in utils.data.loaders: which samples it spares depends on the place in the batch.
+Random erasing is not here but in utils.data.loaders: it leaves out the first copies of a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import posterize
 from torchvision.transforms import Compose
 
+from utils.config.settings import Config
+from utils.data.facts import DataSettings
+from utils.data.images import pil_mode
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-    from utils.data.facts import DataSettings
 
 
 def eval_transform(settings: DataSettings) -> Compose:
@@ -31,7 +32,7 @@ def eval_transform(settings: DataSettings) -> Compose:
         std=settings.std,
         use_prefetcher=settings.normalise_on_device,
     )
-    return Compose([_ToMode(_mode(settings)), *transform.transforms])
+    return Compose([_to_mode(pil_mode(settings.input_size[0])), *transform.transforms])
 
 
 def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Compose, Compose, Compose]:
@@ -68,27 +69,18 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
         _allow_posterize_to_zero_bits(part)
         if settings.input_size[0] == 1:
             _apply_policies_in_colour(part)
-    first = Compose([_ToMode(_mode(settings)), *parts[0].transforms])
+    first = Compose([_to_mode(pil_mode(settings.input_size[0])), *parts[0].transforms])
     return (first, parts[1], parts[2]) if cfg.aug_splits else first
 
 
-def _mode(settings: DataSettings) -> str:
-    return "L" if settings.input_size[0] == 1 else "RGB"
-
-
-class _ToMode:
-    """Make the image grey or RGB, whatever the file holds (palette, alpha, CMYK)."""
-
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.mode == self.mode else image.convert(self.mode)
+def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:
+    """Makes an image grey ('L') or RGB, whatever the file holds (palette, alpha, CMYK)."""
+    return partial(Image.Image.convert, mode=mode)
 
 
 def _allow_posterize_to_zero_bits(transform: Compose) -> None:
-    # The published policies (m9, mstd0.4) reach magnitude 10 now and then, which keeps 0 bits: a black image.
-    # Pillow refuses 0 bits from some version on; without this, an epoch ends in its ValueError.
+    # The published policies (m9, mstd0.4) sometimes reach magnitude 10, which keeps 0 bits: a black image. Newer
+    # versions of Pillow raise a ValueError for 0 bits, which would end the run.
     for step in transform.transforms:
         for operation in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
             if operation.aug_fn is posterize:
@@ -100,7 +92,7 @@ def _apply_policies_in_colour(transform: Compose) -> None:
     steps: list[Any] = []
     for step in transform.transforms:
         is_policy = hasattr(step, "ops") or hasattr(step, "policy")
-        steps += [_ToMode("RGB"), step, _ToMode("L")] if is_policy else [step]
+        steps += [_to_mode("RGB"), step, _to_mode("L")] if is_policy else [step]
     transform.transforms = steps
 
 

@@ -1,29 +1,32 @@
-"""How the processes that load samples start and end, and how an error of theirs reaches the user."""
+"""How the processes that load samples start and end."""
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import multiprocessing.util  # before the registration below: its own must run after it
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-from utils.errors import UserError
-
-Item = TypeVar("Item")
+from collections.abc import Sequence
 
 
 def tie_to_the_main_process(worker: int) -> None:
-    """A worker does this first: it leaves signals to the main process, and ends with it."""
-    # Ctrl-C and a cluster's SIGTERM reach the workers too, while the main process still finishes its step.
+    """Called in a new worker: it ignores signals, which the main process handles, and ends when that one ends."""
+    # The terminal or the cluster sends Ctrl-C and SIGTERM to the workers too, while the main process finishes its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # A killed main process ends nobody. torch's workers look for a change of their parent's number, and Linux can send
-    # a signal when the parent dies; but the parent of a worker may be the fork server, which lives as long as it does.
+    # When the main process is killed, its workers do not end by themselves. torch and Linux can watch the parent of a
+    # worker; but that may be the fork server, which ends only after its workers.
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def start_worker(worker: int, plugins: Sequence[str] = ()) -> None:
+    """Tie a worker to the main process, and import the modules `plugins`: a worker that was not forked lacks them."""
+    tie_to_the_main_process(worker)
+    for name in plugins:
+        importlib.import_module(name)
 
 
 def _end_with_the_main_process() -> None:
@@ -35,18 +38,10 @@ def _end_with_the_main_process() -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    # Python ends what workers are left by SIGTERM, which they ignore, and would wait for them for ever. This runs
-    # before that, since it was registered later.
+    # At its exit, Python sends SIGTERM to workers that still run and waits for them; they ignore it, so it would wait
+    # for ever. This function was registered later, so it runs before that.
     left = [process for process in multiprocessing.active_children() if process.daemon]
     if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report an error
     for process in left:
         process.kill()
-
-
-def in_own_words(batches: Iterable[Item]) -> Iterator[Item]:
-    """`batches`; a UserError of a worker process with its message alone, which arrives below a traceback."""
-    try:
-        yield from batches
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error

@@ -1,8 +1,8 @@
 """Readers of the two recording formats: AEDAT 2.0 (CIFAR10-DVS) and AEDAT 3.1 (DVS128 Gesture).
 
-They give the events that SpikingJelly's readers give (a test compares them bit for bit), and exist because those do
-not run everywhere: for CIFAR10-DVS they call parts of NumPy that are gone from some of the supported versions, for
-Gesture they decode one event at a time in Python. A truncated recording is an error here, not a shorter sample.
+They give the same events as SpikingJelly's readers (a test compares them bit for bit), and replace them because that of
+CIFAR10-DVS needs functions that some of the supported versions of NumPy no longer have, and that of Gesture decodes one
+event at a time in Python. A truncated recording is an error here, not a shorter sample.
 
 Formats: inivation.github.io/inivation-docs, "AEDAT file formats". Both sensors have 128 x 128 pixels.
 """
@@ -31,7 +31,7 @@ def read_cifar10_dvs(path: Path) -> Events:
     """The events of an AEDAT 2.0 file: pairs of 32-bit address and time stamp, big endian.
 
     The address holds polarity in bit 0, x in bits 1-7, y in bits 8-14. The sensor was mounted such that both axes
-    are mirrored and swapped in the image, and its polarity bit is 1 for OFF: undone here, as in SpikingJelly.
+    are mirrored and swapped in the image, and its polarity bit is 1 for OFF. Both are undone here, as in SpikingJelly.
 
     Raises:
         UserError: the file is truncated or holds no events.

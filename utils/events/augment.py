@@ -1,4 +1,4 @@
-"""Augmentations of event data, each drawn anew for each sample and the same for all of its T frames.
+"""Augmentations of event data, drawn for each sample and the same for all of its T frames.
 
 Sources: flip, roll, rotation, shear and cutout of frames: NDA (Li et al., ECCV 2022); cutout: DeVries and Taylor,
 arXiv 1708.04552; one operation at random strength: TrivialAugment (Mueller and Hutter, ICCV 2021); events removed
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
 
 Operation = Callable[[Tensor], Tensor]
 PUBLISHED_HOLE = 16  # pixels, of dvs_aug
@@ -45,7 +44,7 @@ def flip(frames: Tensor, probability: float) -> Tensor:
 
 
 def roll(frames: Tensor, most: int) -> Tensor:
-    """Shift by up to `most` pixels along each axis; what leaves on one side enters on the other (NDA)."""
+    """Shift by up to `most` pixels along each axis; what leaves on one side comes in on the other (NDA)."""
     return torch.roll(frames, (_integer(-most, most), _integer(-most, most)), dims=(-2, -1))
 
 
@@ -60,9 +59,9 @@ def shear(frames: Tensor, most: float) -> Tensor:
 
 
 def cutout(frames: Tensor, side: int) -> Tensor:
-    """Empty one square of `side` pixels; its centre is anywhere, so that it may reach over the edge (Cutout).
+    """Set one square of `side` pixels to 0; its centre may be any pixel, so a part may lie outside (Cutout).
 
-    The published runs drew one hole for the whole batch.
+    The published runs drew one square for the whole batch.
     """
     height, width = frames.shape[-2:]
     y, x = _integer(0, height - 1), _integer(0, width - 1)
@@ -88,13 +87,13 @@ def trivial(frames: Tensor) -> Tensor:
 
 
 def _affine(frames: Tensor, *, angle: float = 0.0, shear: float = 0.0, shift: tuple[int, int] = (0, 0)) -> Tensor:
-    # torchvision shears by an angle; the published set hands it the ratio converted from radians.
+    # torchvision shears by an angle; the published augmentation takes the ratio as an angle in radians.
     degrees = [math.degrees(shear), 0.0]
     return F.affine(frames, angle=angle, translate=list(shift), scale=1.0, shear=degrees)
 
 
 def frame_operations(cfg: Config) -> list[Operation]:
-    """The augmentations of frames that the settings ask for, in the order in which they act."""
+    """The augmentations of frames that the settings ask for, in the order in which they are applied."""
     hole = cfg.event_cutout or (PUBLISHED_HOLE if cfg.dvs_aug else 0)
     chosen: list[tuple[bool, Operation]] = [
         (cfg.event_hflip > 0, partial(flip, probability=cfg.event_hflip)),
@@ -111,9 +110,9 @@ Events = dict[str, NDArray[Any]]
 
 
 def drop_events(events: Events, side: int, least: int) -> Events:
-    """EventDrop: nothing, a stretch of time, an area or a random share of the events, each as likely as the others.
+    """EventDrop: drop nothing, a period of time, an area or a random share of the events, each with probability 1/4.
 
-    least: events that must stay, one per frame; what would leave fewer is not dropped
+    least: events that must stay, one per frame; if fewer would, nothing is dropped
     """
     kept = (_all, drop_time, drop_area, drop_random)[_integer(0, 3)](events, side)
     return {key: values[kept] for key, values in events.items()} if int(kept.sum()) >= least else events
@@ -124,7 +123,7 @@ def _all(events: Events, side: int) -> NDArray[np.bool_]:
 
 
 def drop_time(events: Events, side: int) -> NDArray[np.bool_]:
-    """Which events stay when a stretch of 10% to 90% of the recording is dropped (EventDrop)."""
+    """Which events stay when a period of 10% to 90% of the recording is dropped (EventDrop)."""
     t = events["t"]
     share = _integer(1, 9) / 10
     start = t[0] + _uniform(0, 1) * (t[-1] - t[0])

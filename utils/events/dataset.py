@@ -1,4 +1,4 @@
-"""Event data sets: frames of each sample, from whichever files there are, and what a sample goes through.
+"""Event data sets: frames of each sample, from the files that there are, and their transform.
 
 Samples are (frames, class index). Frames are [T, 2, H, W], OFF before ON: event counts, not normalised.
 """
@@ -7,41 +7,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from utils import ROOT
-from utils.data.facts import dataset_facts
+from utils.config.settings import Config
 from utils.errors import UserError
-from utils.events import digits as digits_dvs
-from utils.events.augment import Operation, frame_operations
+from utils.events.augment import Operation, drop_events, frame_operations
 from utils.events.files import (
     EVENTS,
     frames_folder,
+    integrate,
     list_samples,
-    make_folder,
     make_frames,
-    progress_bar,
+    read_events,
+    read_npz,
     spikingjelly_datasets,
-    write_events,
 )
-from utils.events.readers import DroppingReader, FramesReader, TetReader
 from utils.events.sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
-from utils.events.splits import Sample, Split, check_hash, split_by_folder, split_by_name
-from utils.events.tet import open_tet
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.events.splits import Sample, Split, check_hash
+from utils.events.tet import TetReader, open_tet
 
 _logger = logging.getLogger("sdt")
 
-DIGITS_FILE = ROOT / "data" / "digits" / "digits.npz"
-# Found, and made, from any current directory.
-DIGITS_DVS_ROOT = ROOT / "data" / "digits-dvs"
 # Settings that act on images only.
 _IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
 
@@ -49,7 +40,7 @@ _IMAGE_ONLY = ("scale", "ratio", "hflip", "vflip", "color_jitter", "aa")
 class EventDataset:
     """One part of an event data set.
 
-    samples:   paths relative to wherever `read` looks them up, and class indices
+    samples:   paths below the folder from which `read` reads, and class indices
     read:      sample -> frames [T, 2, H, W] of any number type
     transform: frames -> what the loader stacks
     """
@@ -77,8 +68,45 @@ class EventDataset:
             ) from error
 
 
+# What reads a sample: counts [T, 2, H, W], OFF before ON, as float32. Classes, since the loader pickles them.
+
+
+@dataclass(frozen=True)
+class FramesReader:
+    """Frames integrated before, below `folder`."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        frames = read_npz(path, ("frames",))["frames"]
+        expected = (self.time_steps, 2, self.side, self.side)
+        if frames.shape != expected:
+            raise UserError(
+                f"{path} holds frames of shape {list(frames.shape)}, expected {list(expected)}; "
+                f"delete {self.folder} and start again"
+            )
+        return torch.from_numpy(frames.astype("float32"))
+
+
+@dataclass(frozen=True)
+class DroppingReader:
+    """Events below `folder`, of which EventDrop leaves out some before they are integrated."""
+
+    folder: Path
+    time_steps: int
+    side: int
+
+    def __call__(self, sample: Sample) -> Tensor:
+        path = self.folder / sample.path
+        events = drop_events(read_events(path), self.side, least=self.time_steps)
+        return torch.from_numpy(integrate(events, self.time_steps, self.side, path).astype("float32"))
+
+
 class FrameTransform:
-    """Resize (without antialias, as published), augment, and convert to the type that travels to the device."""
+    """Resize (without antialias, as published), augment, and convert to the type that is sent to the device."""
 
     def __init__(self, height: int, width: int, operations: list[Operation], wire: str) -> None:
         self.size, self.operations = [height, width], operations
@@ -101,7 +129,7 @@ class FrameTransform:
 
 
 def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> EventDataset:
-    """Open one part of an event data set, made or converted where that is still to be done.
+    """Open one part of an event data set; what still has to be made or converted is done first.
 
     Args:
         size: C, H, W that the model takes.
@@ -109,98 +137,61 @@ def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> 
     Raises:
         UserError: files are missing, damaged or incomplete, or the settings do not fit them.
     """
-    _check_split_setting(cfg)
-    if cfg.dataset == "cifar10-dvs-tet":
-        split, classes, read = _open_tet(cfg, size[1], training)
+    source, root = SOURCES[cfg.dataset], events_root(cfg)
+    check_split_name(cfg.event_split, source, cfg.dataset)
+    read: Callable[[Sample], Tensor]
+    if source.tet_of:
+        if cfg.event_drop and training:
+            raise UserError(f"event_drop: needs events, and .pt files hold frames; use dataset {source.tet_of}")
+        split = open_tet(root)
+        read = TetReader(root, cfg.time_steps, size[1], cfg.tet_counts == "published")
     else:
-        split, classes, read = _open_events(cfg, training)
-    root = events_root(cfg)
+        split, read = _open_events(cfg, source, root, dropping=cfg.event_drop and training and not cfg.no_aug)
     check_hash(split, cfg.split_hash, str(root))
-    samples = split.train if training else split.test
-    dataset = EventDataset(samples, classes, split.hash, read)
+    dataset = EventDataset(split.train if training else split.test, source.classes, split.hash, read)
     operations = frame_operations(cfg) if training else []
     dataset.transform = FrameTransform(size[1], size[2], operations, cfg.event_wire)
     if training:
-        _warn_of_image_settings(cfg)
+        given = [name for name in _IMAGE_ONLY if name in cfg.explicit and getattr(cfg, name)]
+        if given:
+            _logger.info(f"event data: {', '.join(given)} act on images only; for events see the event settings")
         _logger.info(f"{cfg.dataset}: {len(split.train)} + {len(split.test)} samples, split {split.hash} ({root})")
     return dataset
 
 
 def events_root(cfg: Config) -> Path:
     """Where the files of `cfg.dataset` are."""
-    if cfg.dataset == "digits-dvs":
-        return Path(cfg.data_dir) if cfg.data_dir else DIGITS_DVS_ROOT
-    return Path(cfg.data_dir or dataset_facts(cfg.dataset).default_root)
+    return Path(cfg.data_dir or SOURCES[cfg.dataset].root)
 
 
-def _check_split_setting(cfg: Config) -> None:
-    allowed = {"cifar10-dvs": ("", "first90", "random"), "cifar10-dvs-tet": ("", "tet")}.get(cfg.dataset, ("",))
-    if cfg.event_split.partition(":")[0] not in allowed:
-        known = "first90 or random:SEED" if len(allowed) > 2 else "none but the one its folders bring; leave it out"
-        raise UserError(f"event_split: {cfg.event_split!r} does not fit dataset {cfg.dataset!r}; valid: {known}")
+def check_split_name(name: str, source: EventSource, dataset: str) -> None:
+    """UserError unless `name` (setting `event_split`) is one of the splits of `source`; `dataset` for the message."""
+    if name.partition(":")[0] not in ("", *source.splits):
+        valid = " or ".join("random:SEED" if known == "random" else known for known in source.splits)
+        if len(source.splits) < 2:
+            valid = "none but the one its folders bring; leave it out"
+        raise UserError(f"event_split: {name!r} does not fit dataset {dataset!r}; valid: {valid}")
 
 
-def _warn_of_image_settings(cfg: Config) -> None:
-    given = [name for name in _IMAGE_ONLY if name in cfg.explicit and getattr(cfg, name)]
-    if given:
-        _logger.info(f"event data: {', '.join(given)} act on images only; for events see the event settings")
-
-
-_Opened = tuple[Split, list[str], Callable[[Sample], Tensor]]
-
-
-def _open_tet(cfg: Config, side: int, training: bool) -> _Opened:
-    root = events_root(cfg)
-    if cfg.event_drop and training:
-        raise UserError("event_drop: needs events, and .pt files hold frames; use dataset cifar10-dvs")
-    read = TetReader(root, cfg.time_steps, side, cfg.tet_counts == "published")
-    return open_tet(root), SOURCES["cifar10-dvs"].classes, read
-
-
-def _open_events(cfg: Config, training: bool) -> _Opened:
-    root, source, steps = events_root(cfg), SOURCES[cfg.dataset], cfg.time_steps
-    if cfg.dataset == "digits-dvs":
-        make_digits_dvs(root)
-    elif cfg.dataset_download and not (root / EVENTS).is_dir():
-        prepare_events(source, root, download=True)
+def _open_events(
+    cfg: Config, source: EventSource, root: Path, *, dropping: bool
+) -> tuple[Split, Callable[[Sample], Tensor]]:
+    """The split, and what reads a sample; with `dropping` it makes the frames from the events, each time."""
+    steps = cfg.time_steps
+    if source.make or (cfg.dataset_download and not (root / EVENTS).is_dir()):
+        prepare_events(source, root, download=cfg.dataset_download)
     folder = root / frames_folder(steps)
-    on_the_fly = cfg.event_drop and training and not cfg.no_aug
     if (root / EVENTS).is_dir():
         samples = event_samples(source, root)
-        if not on_the_fly:
+        if not dropping:
             make_frames(root, samples, steps, source.side)
-    elif folder.is_dir() and not on_the_fly:  # somebody kept the frames only
+    elif folder.is_dir() and not dropping:  # the events were deleted
         samples = list_samples(folder, source.folders)
         check_complete(source, root, folder, samples)
     else:
         raise UserError(what_to_do(source, root))
-    if source.parts:
-        split = split_by_folder(samples, source.classes)
-    else:
-        split = split_by_name(samples, source.classes, cfg.event_split or "first90")
-
-    if not on_the_fly:
-        return split, source.classes, FramesReader(folder, steps, source.side)
+    split = source.split(samples, cfg.event_split)
+    if not dropping:
+        return split, FramesReader(folder, steps, source.side)
     spikingjelly_datasets()  # before the loader's processes start, so that they share it
-    return split, source.classes, DroppingReader(root / EVENTS, steps, source.side)
-
-
-def make_digits_dvs(root: Path) -> None:
-    """Complete the embedded event set in `root`."""
-    source = SOURCES["digits-dvs"]
-    expected = digits_dvs.expected_files(DIGITS_FILE)
-    present = list_samples(root / EVENTS, source.folders)
-    if {folder: len(numbers) for folder, numbers in expected.items()} == {
-        folder: len(names) for folder, names in present.items()
-    }:
-        return
-    for folder in source.folders:
-        make_folder(root / EVENTS / folder)
-    total = sum(map(len, expected.values()))
-    with progress_bar(total, "simulating digits-dvs, once", "sample") as bar:
-        digits_dvs.make(DIGITS_FILE, root / EVENTS, write_events, bar.update)
-
-
-def event_source(name: str) -> EventSource:
-    """The files behind an event data set; the `.pt` form comes from those of cifar10-dvs."""
-    return SOURCES[name.removesuffix("-tet")]
+    return split, DroppingReader(root / EVENTS, steps, source.side)

@@ -1,8 +1,8 @@
-"""The embedded event set: the embedded digits, seen by a simulated event camera during three saccades.
+"""The embedded event set: the embedded digits, recorded by a simulated event camera that makes three movements.
 
-Made where it is first used, in seconds, and not kept in git: 1,797 small binary files would weigh on each clone, and
-their content follows from data/digits/digits.npz and the constants below. Recording moving digits with an event
-camera follows N-MNIST (Orchard et al., Frontiers in Neuroscience 9:437, 2015).
+It is made at its first use, in seconds, and not kept in git: 1,797 small binary files would make each clone larger, and
+they depend only on data/digits/digits.npz and the constants below. To record digits with a moving camera is the idea of
+N-MNIST (Orchard et al., Frontiers in Neuroscience 9:437, 2015).
 
 Legend: B images, H x W pixels, t microseconds.
 """
@@ -16,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from utils import ROOT
+from utils.events.files import EVENTS, list_samples, make_folder, progress_bar, write_events
 from utils.events.sensor import Events, EventSensor, Floats
 
+DIGITS_FILE = ROOT / "data" / "digits" / "digits.npz"  # found from any current directory
 SIDE = 32  # pixels of the sensor
 _INK = 24  # pixels that the 8 x 8 image is enlarged to
 _DARK, _BRIGHT = 0.1, 1.0  # intensity of paper and of full ink: a bright digit on a dark screen, as in N-MNIST
-_DURATION, _STEP = 300_000, 2_000  # microseconds: three saccades of 100 ms, an image each 2 ms
+_DURATION, _STEP = 300_000, 2_000  # microseconds: three movements of 100 ms, an image each 2 ms
 # Corners of the path in pixels, (x, y): down and right, up and right, and back.
 _CORNERS = np.array([[-3.0, -3.0], [0.0, 3.0], [3.0, -3.0], [-3.0, -3.0]])
 _SEED = 2023
-_BATCH = 64  # images simulated at once: bounds the memory, without effect on the events
+_BATCH = 64  # images simulated at once: limits the memory, without effect on the events
 
 SENSOR = EventSensor(SIDE, SIDE, seed=_SEED)
 
@@ -40,7 +43,7 @@ def gaze(t: float) -> tuple[float, float]:
 
 def scene(images: NDArray[np.uint8]) -> Callable[[float], Floats]:
     """Digits uint8 [B, 8, 8], 0 paper to 255 ink -> intensities [B, H, W] as a function of t."""
-    reach = int(np.ceil(np.abs(_CORNERS).max())) + 1  # pixels beyond the sensor that the path brings into view
+    reach = int(np.ceil(np.abs(_CORNERS).max())) + 1  # pixels outside of the sensor that move into it
     canvas = np.zeros((len(images), SIDE + 2 * reach, SIDE + 2 * reach))
     corner = reach + (SIDE - _INK) // 2
     for i, image in enumerate(images):
@@ -72,27 +75,32 @@ def file_name(number: int) -> str:
     return f"digit_{number:04d}.npz"
 
 
-def expected_files(digits: Path) -> dict[str, list[int]]:
-    """Folder ('train/3') -> places of its digits in `digits` (digits.npz)."""
+def expected_files(digits: Path = DIGITS_FILE) -> dict[str, int]:
+    """Event file ('train/3/digit_0017.npz') -> place of its digit in `digits`."""
     with np.load(digits, allow_pickle=False) as content:
-        labels, is_test = content["labels"], content["is_test"]
-    folders: dict[str, list[int]] = {}
-    for number, (label, test) in enumerate(zip(labels.tolist(), is_test.tolist(), strict=True)):
-        folders.setdefault(f"{'test' if test else 'train'}/{label}", []).append(number)
-    return folders
+        labels, is_test = content["labels"].tolist(), content["is_test"].tolist()
+    return {
+        f"{'test' if test else 'train'}/{label}/{file_name(number)}": number
+        for number, (label, test) in enumerate(zip(labels, is_test, strict=True))
+    }
 
 
-def make(digits: Path, events_root: Path, write: Callable[[Path, Events], None], done: Callable[[int], None]) -> None:
-    """Write the event files that `events_root` lacks, with `write`; `done` is told how many each time."""
-    folders = {number: folder for folder, numbers in expected_files(digits).items() for number in numbers}
-    targets = {number: events_root / folder / file_name(number) for number, folder in folders.items()}
-    missing = [number for number in sorted(targets) if not targets[number].is_file()]
-    with np.load(digits, allow_pickle=False) as content:
+def complete(root: Path) -> None:
+    """Write the event files that `root` lacks."""
+    expected = expected_files()
+    folders = {path.rpartition("/")[0] for path in expected}
+    present = {f"{folder}/{name}" for folder, names in list_samples(root / EVENTS, folders).items() for name in names}
+    missing = [(number, root / EVENTS / path) for path, number in expected.items() if path not in present]
+    if not missing:
+        return
+    for folder in folders:
+        make_folder(root / EVENTS / folder)
+    with np.load(DIGITS_FILE, allow_pickle=False) as content:
         images = (content["images"].astype(np.uint16) * 255 // 16).astype(np.uint8)
-    done(len(targets) - len(missing))
-    for start in range(0, len(missing), _BATCH):
-        numbers = np.array(missing[start : start + _BATCH])
-        for number, events in zip(numbers.tolist(), simulate(images[numbers], numbers), strict=True):
-            targets[number].parent.mkdir(parents=True, exist_ok=True)
-            write(targets[number], events)
-        done(len(numbers))
+    with progress_bar(len(missing), "simulating digits-dvs, once", "sample") as bar:
+        for start in range(0, len(missing), _BATCH):
+            batch = missing[start : start + _BATCH]
+            numbers = np.array([number for number, _ in batch])
+            for (_, path), events in zip(batch, simulate(images[numbers], numbers), strict=True):
+                write_events(path, events)
+                bar.update()

@@ -1,9 +1,9 @@
 """The files of event data: one npz of events per sample, and one of frames integrated from it.
 
-Both are laid out as SpikingJelly lays them out, so that a tree made by either serves the other:
+Folders and files are those of SpikingJelly, so that each can use what the other has made:
 `events_np/[<split>/]<class>/<sample>.npz` holds t, x, y, p; `frames_number_<T>_split_by_number/` mirrors it and holds
-`frames` [T, 2, H, W], OFF before ON. The integration is SpikingJelly's. Each file appears whole or not at all, so an
-interrupted conversion goes on where it stopped.
+`frames` [T, 2, H, W], OFF before ON. The integration is SpikingJelly's. Each file is written whole or not at all, so an
+interrupted conversion continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.errors import UserError, first_line
+from utils.files import replacing
 
 EVENTS = "events_np"
 _TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
-_TRIAL, _WORTH_PROCESSES = 2.0, 20.0  # seconds: of work before judging, and left to make processes worth starting
+# Seconds: how long one process works before it estimates the rest, and how long a rest is given to several processes.
+_TRIAL, _WORTH_PROCESSES = 2.0, 20.0
 
 
 def frames_folder(time_steps: int) -> str:
@@ -68,20 +70,17 @@ def integrate(events: dict[str, NDArray[Any]], time_steps: int, side: int, path:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes `path` only when everything was written.
+    """A file name to write to, which is renamed to `path` when everything is written.
 
     Raises:
         UserError: it cannot be written; `path` is untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with replacing(path) as partial:
+            yield partial
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise UserError(f"{path} cannot be written: {reason}; free some space, or give another --data-dir") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_events(path: Path, events: dict[str, NDArray[Any]]) -> None:
@@ -95,7 +94,7 @@ def read_events(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write a compressed npz that appears under its name only when it is complete."""
+    """Write a compressed npz, whole or not at all."""
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -129,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path, key: str) -> bool:
-    """Whether `path` is an npz with `key` whose end was written; reads the end only."""
+    """Whether `path` is a complete npz that has `key`; reads only its end."""
     try:
         with zipfile.ZipFile(path) as file:
             return f"{key}.npy" in file.namelist()
@@ -138,7 +137,7 @@ def is_whole(path: Path, key: str) -> bool:
 
 
 def list_samples(root: Path, folders: Iterable[str]) -> dict[str, list[str]]:
-    """Folder -> its npz names in order, as SpikingJelly's data sets order them; a missing folder counts as empty."""
+    """Folder -> the names of its npz files in SpikingJelly's order; a missing folder counts as empty."""
     found = {}
     for folder in folders:
         try:
@@ -183,14 +182,14 @@ def make_folder(folder: Path) -> None:
 
 
 def _cores() -> int:
-    # What this process may use, which in a container is less than the machine has.
+    # Those that this process may use; in a container, the machine may have more.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(function: Callable[..., None], jobs: list[tuple[Any, ...]], title: str) -> None:
-    """Call `function` on each of `jobs`, on all cores where that takes long enough to pay, with a progress bar.
+    """Call `function` with each of `jobs`, with a progress bar; by several processes if that takes long.
 
-    The first error ends it; what is done stays done.
+    It stops at the first error; files that were written before stay.
     """
     workers = min(_cores(), 32)
     started = time.perf_counter()
@@ -205,7 +204,7 @@ def run_jobs(function: Callable[..., None], jobs: list[tuple[Any, ...]], title: 
 
 
 def _run_parallel(function: Callable[..., None], jobs: list[tuple[Any, ...]], workers: int, bar: Any) -> None:
-    # A fresh interpreter each: a fork would inherit the locks of torch's threads.
+    # A new interpreter each: a fork would copy locks that torch's threads hold.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
         try:
@@ -218,6 +217,6 @@ def _run_parallel(function: Callable[..., None], jobs: list[tuple[Any, ...]], wo
 
 
 def progress_bar(total: int | None, title: str, unit: str, **options: Any) -> Any:
-    """A progress bar that writes to a terminal often, to a file now and then; none where there is nothing to do."""
+    """A progress bar, updated less often where the output is no terminal; none where there is nothing to do."""
     pause = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, desc=title, unit=unit, mininterval=pause, disable=total == 0, **options)

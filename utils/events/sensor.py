@@ -1,4 +1,4 @@
-"""A simulated event camera: images that move before it become events (t, x, y, polarity).
+"""A simulated event camera: it turns moving images into events (t, x, y, polarity).
 
 The pixel is that of the dynamic vision sensor (Lichtsteiner, Posch and Delbruck, IEEE J. Solid-State Circuits 43(2),
 2008): it remembers a log intensity and fires when the present one is a contrast threshold away, ON above and OFF
@@ -23,13 +23,13 @@ Events = dict[str, NDArray[np.int64]]  # t in microseconds, ascending; x; y; p: 
 
 @dataclass(frozen=True)
 class EventSensor:
-    """One camera. Its pixels' thresholds are fixed by `seed`; the noise is drawn anew for each recording."""
+    """One camera. `seed` determines the thresholds of its pixels; each recording has noise of its own."""
 
     height: int
     width: int
     threshold: float = 0.4  # mean contrast threshold, in natural log intensity
     mismatch: float = 0.04  # its standard deviation over the pixels
-    refractory: int = 500  # microseconds in which a pixel that fired stays silent
+    refractory: int = 500  # microseconds after an event in which the pixel gives no other
     noise_rate: float = 1.0  # background events per pixel and second
     seed: int = 0
 
@@ -42,18 +42,18 @@ class EventSensor:
     def record(
         self, intensity: Callable[[float], Floats], duration: int, step: int, noise_seeds: Sequence[tuple[int, ...]]
     ) -> list[Events]:
-        """Watch B scenes at once and return the events of each.
+        """Record B scenes at once and return the events of each.
 
         Args:
             intensity: t in microseconds -> linear intensities [B, H, W], positive.
             duration: of the recording, in microseconds.
             step: time between two rendered images, in microseconds.
-            noise_seeds: B seeds, so that a scene's noise does not depend on its neighbours in the batch.
+            noise_seeds: B seeds, so that the noise of a scene does not depend on the other scenes.
         """
         thresholds = self.thresholds()
         before = np.log(intensity(0.0))
         assert before.shape == (len(noise_seeds), self.height, self.width), before.shape
-        level = before.copy()  # what each pixel remembers
+        level = before.copy()  # log intensity at which each pixel gave its last event
         last = np.full(before.shape, -np.inf)  # when it fired last
         found: list[NDArray[np.int64]] = []  # [5, n]: scene, t, x, y, p
         for start in range(0, duration, step):
@@ -74,7 +74,7 @@ class EventSensor:
         found = []
         for polarity, sign in ((0, -1.0), (1, 1.0)):
             threshold = thresholds[polarity]
-            # A level is crossed once it lies between what is remembered and what is seen.
+            # A level is crossed when it lies between that of the last event and the present intensity.
             crossings = np.floor(sign * (after - level) / threshold)
             for k in range(1, int(crossings.max(initial=0.0)) + 1):
                 scene, y, x = np.nonzero(crossings >= k)
@@ -92,7 +92,7 @@ class EventSensor:
         return found
 
     def _noise(self, seed: tuple[int, ...], duration: int) -> NDArray[np.int64]:
-        """Background events [4, n]: t, x, y, p; uniform in time and space, both polarities alike."""
+        """Background events [4, n]: t, x, y, p; uniform in time, place and polarity."""
         generator = np.random.RandomState(list(seed))
         count = generator.poisson(self.noise_rate * duration * 1e-6 * self.height * self.width)
         limits = (duration, self.width, self.height, 2)

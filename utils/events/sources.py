@@ -1,4 +1,6 @@
-"""From the archives of an event data set to its event files: checksums, extraction, conversion, completeness.
+"""The event data sets: what is known of each, and the way from its archives to its event files.
+
+A new set is one more entry of `SOURCES`, and its name in `utils.config.settings.EVENT_DATASETS`.
 
 The folder tree is SpikingJelly's: `download/` (archives), `extract/`, `events_np/`. `prepared.json` beside them holds
 the number of samples per class once all of them were converted.
@@ -7,52 +9,65 @@ the number of samples per class once all of them were converted.
 from __future__ import annotations
 
 import importlib
-import shutil
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from utils import ROOT
 from utils.errors import UserError
+from utils.events import digits
 from utils.events.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
-from utils.events.download import check_archives, fetch
+from utils.events.download import check_archives, extract, fetch
 from utils.events.files import (
     EVENTS,
     is_whole,
     list_samples,
     make_folder,
-    progress_bar,
     read_json,
     run_jobs,
     spikingjelly_datasets,
     write_events,
     write_json,
 )
+from utils.events.splits import Split, split_by_folder, split_by_name
 
 MANIFEST = "prepared.json"
-_CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# Class folders in SpikingJelly's order, that of text: class index 2 is the folder '10'. Released weights depend on it.
+# Class folders in SpikingJelly's order, sorted as text: class index 2 is the folder '10'. Published weights need it.
 _GESTURES = sorted(str(label) for label in range(11))
+
+_Jobs = tuple[Callable[..., None], list[tuple[Any, ...]], str]  # for `run_jobs`
 
 
 @dataclass(frozen=True)
 class EventSource:
-    """What is known of the files of one event data set."""
+    """What is known of one event data set."""
 
     name: str
     side: int  # pixels of the square sensor
     classes: list[str]  # folder names by class index
-    parts: tuple[str, ...]  # ('train', 'test') where the set brings its split, else ()
-    total: dict[str, int]  # samples by part ('' without parts) as published; {} where digits.npz decides
-    reader: str = ""  # module and class in spikingjelly.datasets, which know archives and checksums
+    root: str  # its folder if data_dir is not given
+    image_size: int  # pixels that the model gets, if img_size is not given
+    parts: tuple[str, ...] = ()  # ('train', 'test') where the set brings its split
+    splits: tuple[str, ...] = ()  # what event_split may name; the first one is the default
+    total: dict[str, int] = field(default_factory=dict)  # samples by part ('' without parts), as published
+    time_steps: int = 10  # of the configurations
+    reader: str = ""  # module and class in spikingjelly.datasets that have the archives and their checksums
     paper: str = ""
+    jobs: Callable[[EventSource, Path], _Jobs] | None = None  # how extracted recordings become event files
+    make: Callable[[Path], None] | None = None  # makes all event files instead, without a download
+    tet_of: str = ""  # its samples are `.pt` files (utils.events.tet), made from the events of this set
 
     @property
     def folders(self) -> list[str]:
         """Folders of samples below events_np."""
         return [f"{part}/{name}" for part in self.parts for name in self.classes] if self.parts else self.classes
+
+    def split(self, samples: dict[str, list[str]], name: str = "") -> Split:
+        """Which of `samples` train and which evaluate; `name` as in `splits`, empty for the default."""
+        if self.parts:
+            return split_by_folder(samples, self.classes)
+        return split_by_name(samples, self.classes, name or self.splits[0])
 
     def archives(self) -> list[tuple[str, str, str]]:
         """Name, address and MD5 of each file to download, as SpikingJelly has them."""
@@ -67,29 +82,6 @@ class EventSource:
         spikingjelly_datasets()  # first, with its warnings silenced
         module, name = self.reader.split(".")
         return getattr(importlib.import_module(f"spikingjelly.datasets.{module}"), name)
-
-
-SOURCES = {
-    "digits-dvs": EventSource("digits-dvs", 32, [str(label) for label in range(10)], ("train", "test"), {}),
-    "cifar10-dvs": EventSource(
-        "cifar10-dvs",
-        128,
-        _CIFAR10,
-        (),
-        {"": 10_000},
-        "cifar10_dvs.CIFAR10DVS",
-        "Li et al., Frontiers in Neuroscience 11:309, 2017",
-    ),
-    "gesture": EventSource(
-        "gesture",
-        128,
-        _GESTURES,
-        ("train", "test"),
-        {"train": 1176, "test": 288},
-        "dvs128_gesture.DVS128Gesture",
-        "Amir et al., CVPR 2017; about 3 GB to download and 5 GB extracted",
-    ),
-}
 
 
 def event_samples(source: EventSource, root: Path) -> dict[str, list[str]]:
@@ -125,20 +117,23 @@ def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[
 
 
 def what_to_do(source: EventSource, root: Path) -> str:
-    """One message: which files are missing, from where, with which checksum, and where they go."""
+    """A message that lists the files to download, with address and checksum, and says where to put them."""
     lines = [f"{root}: no files of {source.name} ({source.paper}). Download into {root / 'download'}:"]
     lines += [f"    {name:20} MD5 {md5}  {url}" for name, url, md5 in source.archives()]
     return "\n".join([*lines, f"  then run: python -m utils.prepare {source.name} --data-dir {root}"])
 
 
 def prepare_events(source: EventSource, root: Path, *, download: bool = False) -> dict[str, list[str]]:
-    """Bring `events_np` to completion from `download/` or `extract/`; returns its samples.
+    """Make the event files that are missing in `events_np`, from `download/` or `extract/`; returns all samples.
 
-    download: first fetch the archives that are missing, where their host lets programs do so
+    download: first fetch the archives that are missing, where their host allows programs to do so
 
     Raises:
-        UserError: an archive is missing or damaged, or a recording is; what was converted so far stays.
+        UserError: an archive or a recording is missing or damaged; files that were converted before stay.
     """
+    if source.make is not None:
+        source.make(root)
+        return event_samples(source, root)
     try:
         return event_samples(source, root)
     except UserError:
@@ -154,7 +149,8 @@ def prepare_events(source: EventSource, root: Path, *, download: bool = False) -
             extract(root / "download" / name, root / "extract")
     for folder in source.folders:
         make_folder(root / EVENTS / folder)
-    run_jobs(*_CONVERTERS[source.name](source, root))
+    assert source.jobs is not None, source.name
+    run_jobs(*source.jobs(source, root))
     samples = list_samples(root / EVENTS, source.folders)
     if (root / "download").is_dir():
         # Made from verified archives: these are all samples, whatever their number.
@@ -162,47 +158,6 @@ def prepare_events(source: EventSource, root: Path, *, download: bool = False) -
         write_json(root / MANIFEST, {"dataset": source.name, "samples": counts})
     check_complete(source, root, root / EVENTS, samples)
     return samples
-
-
-def extract(archive: Path, target: Path) -> None:
-    """Unpack the files that `target` lacks, each whole or not at all; other files than archives are left alone."""
-    if archive.suffix not in (".zip", ".gz"):
-        return
-    base = target.resolve()
-    try:
-        with progress_bar(None, f"extract {archive.name}", "file") as bar:
-            for name, size, open_member in _members(archive):
-                bar.update()
-                path = (target / name).resolve()
-                if not path.is_relative_to(base):
-                    raise UserError(
-                        f"{archive} holds {name!r}, which points outside of {target}; it is not the original"
-                    )
-                if path.is_file() and path.stat().st_size == size:
-                    continue
-                make_folder(path.parent)
-                partial = path.with_name(f".{path.name}.partial")
-                with open_member() as read, partial.open("wb") as write:
-                    shutil.copyfileobj(read, write, 1 << 20)
-                partial.replace(path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{archive} cannot be extracted to {target} ({error}); check it and the free space") from error
-
-
-def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:
-            for info in file.infolist():
-                if not info.is_dir():
-                    yield info.filename, info.file_size, lambda info=info: file.open(info)  # type: ignore[misc]
-        return
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name, member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]
-
-
-_Jobs = tuple[Callable[..., None], list[tuple[Any, ...]], str]
 
 
 def _cifar10_dvs_jobs(source: EventSource, root: Path) -> _Jobs:
@@ -258,7 +213,40 @@ def _convert_gesture(recording: Path, pieces: list[tuple[Path, int, int]]) -> No
         write_events(target, {key: values[inside] for key, values in events.items()})
 
 
-_CONVERTERS: dict[str, Callable[[EventSource, Path], _Jobs]] = {
-    "cifar10-dvs": _cifar10_dvs_jobs,
-    "gesture": _gesture_jobs,
-}
+_CIFAR10_DVS = EventSource(
+    name="cifar10-dvs",
+    side=128,
+    classes=["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    root="data/cifar10-dvs",
+    image_size=64,
+    splits=("first90", "random"),
+    total={"": 10_000},
+    reader="cifar10_dvs.CIFAR10DVS",
+    paper="Li et al., Frontiers in Neuroscience 11:309, 2017",
+    jobs=_cifar10_dvs_jobs,
+)
+_DIGITS_DVS = EventSource(
+    name="digits-dvs",
+    side=digits.SIDE,
+    classes=[str(label) for label in range(10)],
+    root=str(ROOT / "data" / "digits-dvs"),
+    image_size=digits.SIDE,
+    parts=("train", "test"),
+    time_steps=5,
+    make=digits.complete,
+)
+_GESTURE = EventSource(
+    name="gesture",
+    side=128,
+    classes=_GESTURES,
+    root="data/DVSGesturedataset",
+    image_size=128,
+    parts=("train", "test"),
+    total={"train": 1176, "test": 288},
+    time_steps=16,
+    reader="dvs128_gesture.DVS128Gesture",
+    paper="Amir et al., CVPR 2017; about 3 GB to download and 5 GB extracted",
+    jobs=_gesture_jobs,
+)
+_CIFAR10_DVS_TET = replace(_CIFAR10_DVS, name="cifar10-dvs-tet", splits=("tet",), tet_of=_CIFAR10_DVS.name)
+SOURCES = {source.name: source for source in (_DIGITS_DVS, _CIFAR10_DVS, _CIFAR10_DVS_TET, _GESTURE)}

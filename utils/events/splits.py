@@ -1,8 +1,8 @@
-"""Which samples train and which evaluate: named splits, and a hash that tells two of them apart.
+"""Which samples are trained on and which are evaluated: named splits, and a hash of each.
 
 `first90` is the published split of CIFAR10-DVS: the first 90% of each class, in the order of the file names.
-`random:<seed>` draws 90% of each class. Sets with folders train/ and test/ bring their split; that of
-the `.pt` files may also be called `tet`.
+`random:<seed>` draws 90% of each class. Sets with folders train/ and test/ have their own split; that of the `.pt`
+files may also be called `tet`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Split(NamedTuple):
 
 
 def split_by_folder(samples: dict[str, list[str]], classes: list[str]) -> Split:
-    """The split a set brings: `samples` has folders `train/<class>` and `test/<class>`."""
+    """The split of a set whose `samples` are in folders `train/<class>` and `test/<class>`."""
     split = Split([], [])
     for part, chosen in (("train", split.train), ("test", split.test)):
         for label, name in enumerate(classes):
@@ -53,7 +53,7 @@ def split_by_name(samples: dict[str, list[str]], classes: list[str], name: str) 
     generator = np.random.RandomState(random_seed(name)) if name != "first90" else None
     for label, folder in enumerate(classes):
         files = samples[folder]
-        # As SpikingJelly splits: its product rounds up, also where it is a hair above a whole number.
+        # As SpikingJelly does: rounded up, also where the product is above a whole number by a rounding error only.
         count = math.ceil(len(files) * _TRAIN_SHARE)
         order = range(len(files)) if generator is None else generator.permutation(len(files))
         everything = [Sample(f"{folder}/{files[i]}", label) for i in order]
@@ -68,7 +68,7 @@ def random_seed(name: str) -> int:
 
 
 def check_hash(split: Split, expected: str | None, where: str) -> None:
-    """UserError if the split is not the one that `expected` (setting `split_hash`) stands for."""
+    """UserError if the hash of the split is not `expected` (setting `split_hash`); None allows any."""
     if expected is not None and split.hash != expected:
         raise UserError(
             f"split_hash: {expected} is another split than that of {where}, {split.hash} "

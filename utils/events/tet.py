@@ -1,4 +1,4 @@
-"""CIFAR10-DVS as `.pt` files, the form that came with temporal efficient training (TET, Deng et al., ICLR 2022).
+"""CIFAR10-DVS as `.pt` files, the format used by temporal efficient training (TET, Deng et al., ICLR 2022).
 
 `train/<i>.pt` and `test/<i>.pt`, i from 0 without gaps, each a pair: counts [2, H, W, T] and label [1]. Labels are
 inside the files; `tet_labels.json` keeps them, so that only the first opening reads every file.
@@ -6,6 +6,7 @@ inside the files; `tet_labels.json` keeps them, so that only the first opening r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_tet(path: Path) -> tuple[Tensor, int]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the restricted unpickler meets in bytes that are no such file
+    except Exception as error:  # bytes that are no such file raise many kinds of error
         raise UserError(f"{path} is damaged or holds more than tensors ({first_line(error)}); replace it") from error
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], Tensor):
         raise UserError(f"{path} holds no pair of counts [2, H, W, T] and label; replace it")
@@ -64,6 +65,25 @@ def published_frames(counts: Tensor, side: int) -> Tensor:
     bytes_ = counts.mul(255).to(torch.int64) if counts.is_floating_point() else counts.to(torch.int64)
     images = bytes_.remainder(256).to(torch.uint8).permute(3, 0, 1, 2)
     return torch.stack([F.to_tensor(F.resize(F.to_pil_image(image), [side, side])) for image in images])
+
+
+@dataclass(frozen=True)
+class TetReader:
+    """`.pt` files below `root`; `published`: as 8-bit images of `side` pixels, like the published loader."""
+
+    root: Path
+    time_steps: int
+    side: int
+    published: bool
+
+    def __call__(self, sample: Sample) -> Tensor:
+        counts, _ = read_tet(self.root / sample.path)
+        if counts.shape[-1] != self.time_steps:
+            raise UserError(
+                f"time_steps: {self.time_steps}, but {self.root / sample.path} holds {counts.shape[-1]} frames; "
+                f"set time_steps: {counts.shape[-1]}, or use dataset cifar10-dvs, which any T fits"
+            )
+        return published_frames(counts, self.side) if self.published else exact_frames(counts)
 
 
 def open_tet(root: Path) -> Split:
@@ -112,7 +132,7 @@ def _read_labels(root: Path, part: str, count: int) -> list[int]:
 
 
 def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: int) -> None:
-    """Write the `.pt` files of `split` from `events_np`; an interrupted run is finished, nothing is overwritten."""
+    """Write the `.pt` files of `split` from `events_np`; continues an interrupted run, and overwrites nothing."""
     path = root / LABELS
     plan: dict[str, Any] = {
         "complete": False,

@@ -13,15 +13,14 @@ Legend: T time steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import listed
-from utils.measure.sdt.shape import layer_paper_name
-from utils.measure.synapse_counts import Counts, LayerCount, SumCount
+from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
 
 PJ_PER_MJ = 1e9
@@ -131,7 +130,7 @@ def measure_energy(
         first_conv: `per_step`, or `once` for a static image, which is the same at every step.
 
     Raises:
-        ValueError: an unknown mode or treatment, no batch, or layers whose time steps cannot be told.
+        ValueError: an unknown mode or treatment, no batch, or batches with different numbers of time steps.
     """
     training = model.training
     model.eval()
@@ -151,6 +150,8 @@ def account(
     first_conv: str = "per_step",
     cost: Cost = COSTS["fp32"],
     sum_rates: Mapping[str, list[float]] | None = None,
+    sum_formula: str = "elements x rate",
+    name_of: Callable[[str], str] = lambda name: "",
 ) -> EnergyReport:
     """Charge what a recorder counted.
 
@@ -158,18 +159,23 @@ def account(
         mode, first_conv, cost: as in `measure_energy`.
         sum_rates: `formula` only, for each weightless sum the rate per step that the formula charges for it;
             by default the rate of what is summed.
+        sum_formula: what those rates are, in words.
+        name_of: a paper's name of a layer.
 
     Raises:
         ValueError: an unknown mode or treatment, or `exact` without exact counts.
     """
     if mode not in ("exact", "formula"):
-        raise ValueError(f"mode={mode!r} is not one of exact, formula (paper needs the sizes of the model)")
+        raise ValueError(f"mode={mode!r} is not one of exact, formula (paper needs a model of a known family)")
     if first_conv not in ("per_step", "once"):
         raise ValueError(f"first_conv={first_conv!r} is not one of per_step, once")
-    rows = [_layer_row(layer, mode, cost) for layer in counts.layers]
-    rows += [_sum_row(part, mode, cost, (sum_rates or {}).get(part.name)) for part in counts.sums]
+    exact = mode == "exact"
+    words = ("operations needed", "additions needed") if exact else ("MACs x entering rate", sum_formula)
+    rows = [_row(layer, mode, cost, layer.rate, words[0]) for layer in counts.layers]
+    rows += [_row(one, mode, cost, (sum_rates or {}).get(one.name) or one.rate, words[1]) for one in counts.sums]
+    rows = [replace(row, paper_name=name_of(row.name)) for row in rows]
     total = sum(row.energy_pJ for row in rows)
-    once = _charged_once(rows[0], counts.layers[0], mode, cost)
+    once = _charged_once(rows[0], counts.layers[0], mode, cost) if counts.layers else None
     other = None
     if once is not None:
         alternative = total - rows[0].energy_pJ + once.energy_pJ
@@ -181,16 +187,16 @@ def account(
     )
 
 
-def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
+def _row(layer: LayerCount, mode: str, cost: Cost, rate: list[float], charged: str) -> EnergyRow:
+    """One layer. `rate` and `charged`: what the mode charges, per step and in words."""
     kind = "AC" if layer.is_binary else "MAC"
-    formula = layer.macs_per_step * sum(layer.rate)
+    formula = layer.macs_per_step * sum(rate)
     exact = None if layer.synops is None else sum(layer.synops) / layer.samples
     if mode == "exact" and exact is None:
         raise ValueError("mode='exact' needs a recorder that counted exactly (exact=True)")
     operations = formula if mode == "formula" or exact is None else exact
     return EnergyRow(
         name=layer.name,
-        paper_name=layer_paper_name(layer.name),
         type=layer.type,
         kind=kind,
         macs_per_step=layer.macs_per_step,
@@ -200,34 +206,14 @@ def _layer_row(layer: LayerCount, mode: str, cost: Cost) -> EnergyRow:
         exact_operations=exact,
         operations=operations,
         energy_pJ=operations * cost.of(kind),
-        charged="MACs x entering rate" if mode == "formula" else "operations needed",
-    )
-
-
-def _sum_row(part: SumCount, mode: str, cost: Cost, formula_rate: list[float] | None) -> EnergyRow:
-    rate = [count / (part.inputs_per_step * part.samples) for count in part.nonzero]
-    exact = sum(part.nonzero) / part.samples
-    formula = part.inputs_per_step * sum(formula_rate or rate)
-    operations = exact if mode == "exact" else formula
-    return EnergyRow(
-        name=part.name,
-        paper_name=layer_paper_name(part.name),
-        type="sum",
-        kind="AC",
-        macs_per_step=part.inputs_per_step,
-        steps=len(part.nonzero),
-        rate=rate,
-        formula_operations=formula,
-        exact_operations=exact,
-        operations=operations,
-        energy_pJ=operations * cost.ac,
-        charged="additions needed" if mode == "exact" else "N D x (rate of Q_S + rate of K_S)",
+        charged=charged,
     )
 
 
 def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> EnergyRow | None:
-    """The first layer charged for its first step only; None if it takes spikes or runs once anyway."""
-    if row.kind != "MAC" or row.steps == 1:
+    """The first layer charged for its first step only; None if it takes spikes, runs once anyway, or if its steps
+    differ, so that none can stand for the others."""
+    if row.kind != "MAC" or row.steps == 1 or len(set(layer.nonzero)) > 1:
         return None
     if mode == "exact" and layer.synops is not None:
         operations = layer.synops[0] / layer.samples
@@ -243,7 +229,7 @@ def _notes(counts: Counts) -> list[str]:
         notes.append(f"no part of the forward pass, so not charged: {listed(counts.never_called)}")
     if counts.uncounted:
         notes.append(f"NOT COUNTED, only Conv and Linear layers are: {listed(counts.uncounted)}")
-    late = [layer.name for layer in counts.layers[1:] if not layer.is_binary]
+    late = [layer.name for layer in (*counts.layers[1:], *counts.sums) if not layer.is_binary]
     if late:
         notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {listed(late)}")
     return notes

@@ -8,54 +8,51 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from utils.measure.energy import Cost, EnergyRow
-from utils.measure.sdt.shape import SdtShape
 from utils.measure.synapse_counts import Counts
 
 EXTRAS = ("neurons", "residual", "batchnorm", "memory")
 
 
 def extra_rows(
-    names: Iterable[str], counts: Counts, cost: Cost, *, shape: SdtShape | None, memory_pJ_per_byte: float
+    names: Iterable[str], counts: Counts, cost: Cost, *, residual_additions: int | None, memory_pJ_per_byte: float
 ) -> list[EnergyRow]:
     """One row per name in `EXTRAS`, per sample.
 
+    Args:
+        residual_additions: additions of shortcuts in one time step; None if they are not known.
+
     Raises:
-        ValueError: an unknown name, or `residual` for a model whose shortcuts are not known.
+        ValueError: an unknown name, or `residual` without a number of additions.
     """
-    rows = []
+    rows: list[EnergyRow] = []
+
+    def add(kind: str, operations: float, price: float, charged: str) -> None:
+        rows.append(EnergyRow(name, kind, float(operations), operations * price, charged, type="extra"))
+
     T = counts.time_steps
     for name in names:
         if name == "neurons":
-            operations = float(T * sum(counts.neurons_per_step.values()))
-            rows.append(_row(name, "update", operations, cost.mac, "one MAC per neuron and step"))
+            add("update", T * sum(counts.neurons_per_step.values()), cost.mac, "one MAC per neuron and step")
         elif name == "residual":
-            if shape is None:
-                raise ValueError("extra 'residual' needs a model of the registry, whose shortcuts are known")
-            operations = float(T * shape.residual_additions_per_step())
-            rows.append(_row(name, "AC", operations, cost.ac, "one addition per element of a membrane shortcut"))
+            if residual_additions is None:
+                raise ValueError("extra 'residual' needs a model of a known family, whose shortcuts can be counted")
+            add("AC", T * residual_additions, cost.ac, "one addition per element of a membrane shortcut")
         elif name == "batchnorm":
-            operations = float(T * sum(counts.norms_per_step.values()))
-            rows.append(_row(name, "MAC", operations, cost.mac, "one MAC per output; none once folded into the conv"))
+            charged = "one MAC per output; none once folded into the conv"
+            add("MAC", T * sum(counts.norms_per_step.values()), cost.mac, charged)
         elif name == "memory":
-            moved = memory_bytes(counts, cost)
             charged = "each layer and step: weights read, inputs read (1 bit per spike), outputs written, once"
-            rows.append(_row(name, "byte", moved, memory_pJ_per_byte, charged))
+            add("byte", memory_bytes(counts, cost), memory_pJ_per_byte, charged)
         else:
             raise ValueError(f"extra {name!r} is not one of {', '.join(EXTRAS)}")
     return rows
 
 
 def memory_bytes(counts: Counts, cost: Cost) -> float:
-    """Bytes that one sample moves if everything a layer needs in a step is moved once: perfect reuse inside it."""
+    """Bytes that one sample moves if everything a layer needs in a step is moved exactly once."""
     wide = cost.bytes_per_value
     moved = 0.0
     for layer in counts.layers:
         inputs = layer.inputs_per_step * (1 / 8 if layer.is_binary else wide)
         moved += layer.steps * (inputs + wide * (layer.weights + layer.outputs_per_step))
     return moved
-
-
-def _row(name: str, kind: str, operations: float, price: float, charged: str) -> EnergyRow:
-    return EnergyRow(
-        name=name, kind=kind, operations=operations, energy_pJ=operations * price, charged=charged, type="extra"
-    )

@@ -1,18 +1,16 @@
-"""Firing rates, counted in integers from outside the model and divided once.
+"""Firing rates, counted in integers from outside the model and divided once at the end.
 
-The rate of a spike tensor at step t is its number of spikes over its number of elements, over all samples of all
-batches and processes (paper, supplement S1). The paper and the published code name the same tensors differently;
-every row carries both names.
+The rate of a spike tensor at step t is the number of its elements that are not 0 over the number of all its elements,
+over all samples of all batches and processes (paper, supplement S1).
 
 Legend: T time steps, B batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,33 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.measure.synapse_counts import count_values
-from utils.report.tables import Cells
+from utils.errors import listed
+from utils.measure.synapse_counts import Call, Total, count_elements, sum_totals
+from utils.measure.synapses import neurons_of
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
 
-_STAGE_NAMES = {"": "Conv1", "1": "Conv2", "2": "Conv3", "3": "Conv4"}
-# The code's q is the paper's V_S; the code's k and v are its Q_S and K_S (supplement, table S1).
-_BLOCK_NAMES = {
-    "first_lif": "input",
-    "q_lif": "V_S",
-    "k_lif": "Q_S",
-    "v_lif": "K_S",
-    "kv_before": "Q_S * K_S",
-    "kv": "g(Q_S, K_S)",
-    "x_after_qkv": "SDSA output, masked V_S",
-    "fc1_lif": "MLP layer 1",
-    "fc2_lif": "MLP layer 2",
-}
 
-
-def paper_name(name: str) -> str:
-    """The paper's name of a spike tensor that the published code calls `name`; empty where it has none."""
-    if match := re.fullmatch(r"MS_SPS_lif(\d?)", name):
-        return f"SPS {_STAGE_NAMES[match[1]]}"
-    if match := re.fullmatch(r"MS_(?:SSA|MLP)_Conv(\d+)_(\w+)", name):
-        return f"block {int(match[1]) + 1} {_BLOCK_NAMES[match[2]]}"
-    return "head FC" if name == "head_lif" else ""
+def spike_sources(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> the submodule whose output is that spike tensor: what the model's own `spike_sources()` says, or where
+    it has none, every neuron layer under its module path."""
+    named = getattr(model, "spike_sources", None)
+    return dict(named()) if callable(named) else neurons_of(model)
 
 
 @dataclass(frozen=True)
@@ -56,103 +39,95 @@ class FiringRow:
     name: str
     paper_name: str
     elements_per_step: int
-    spikes: list[int]
-    nonzero: list[int]
+    spikes: list[int]  # values that are 1
+    nonzero: list[int]  # values that are not 0: the same for spikes of 0 and 1
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every value was 0 or 1."""
+        return self.spikes == self.nonzero
 
     @property
     def rate(self) -> list[float]:
-        """Firing rate per time step, 0 to 1 for spikes."""
-        return [count / self.elements_per_step for count in self.spikes]
-
-    @property
-    def nonzero_rate(self) -> list[float]:
-        """Share of elements that are not zero, per time step; equals `rate` for spikes."""
+        """Share of elements that are not 0, per time step."""
         return [count / self.elements_per_step for count in self.nonzero]
 
     @property
     def mean_rate(self) -> float:
-        return sum(self.spikes) / (self.elements_per_step * len(self.spikes))
-
-    @property
-    def mean_nonzero_rate(self) -> float:
         return sum(self.nonzero) / (self.elements_per_step * len(self.nonzero))
 
 
 class FiringRecorder(Recorder):
     """Counts the spikes in the outputs of some modules while it is entered.
 
-    Nothing of a batch stays alive after it: two integers per tensor and time step are kept.
+    Nothing of a batch stays alive after it: a few integers per tensor and time step are kept.
 
     Args:
-        sources: name -> module whose output `[T, B, ...]` is a spike tensor (`model.spike_sources()`).
+        sources: name -> module whose output `[T, B, ...]` is a spike tensor (`spike_sources(model)`). The calls of a
+            neuron in SpikingJelly's single-step mode, with output `[B, ...]`, are the time steps of a batch.
+        model: whose forward passes are the batches; needed for single-step modules only.
 
     Raises:
         ValueError: a batch with another number of time steps than those before.
     """
 
-    def __init__(self, sources: Mapping[str, nn.Module]) -> None:
+    def __init__(self, sources: Mapping[str, nn.Module], model: nn.Module | None = None) -> None:
         self._sources = dict(sources)
-        self._spikes: dict[str, Tensor] = {}
-        self._nonzero: dict[str, Tensor] = {}
-        self._elements: dict[str, int] = dict.fromkeys(self._sources, 0)
+        self._model = model
+        self._totals: dict[str, Total] = {}
+        self._calls: dict[str, list[Call]] = {}  # of single-step modules in the batch that is running
 
-    def _attached(self) -> AbstractContextManager[None]:
-        return hooked(self._sources, self._hook)
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        with hooked(self._sources, self._hook), contextlib.ExitStack() as around:
+            if self._model is not None:
+                around.callback(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()).remove)
+                around.callback(self._model.register_forward_hook(lambda *_: self._join_calls(*self._calls)).remove)
+            yield
 
     def _hook(self, name: str) -> ForwardHook:
-        def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            T = output.shape[0]
-            nonzero, spikes, _ = count_values(output.detach().flatten(0, 1))  # each [T * B]
-            nonzero, spikes = nonzero.view(T, -1).sum(dim=1), spikes.view(T, -1).sum(dim=1)
-            if name not in self._spikes:
-                self._spikes[name] = torch.zeros_like(spikes)
-                self._nonzero[name] = torch.zeros_like(nonzero)
-            elif len(self._spikes[name]) != T:
-                raise ValueError(f"{name}: this batch has {T} time steps, those before {len(self._spikes[name])}")
-            self._spikes[name] += spikes
-            self._nonzero[name] += nonzero
-            self._elements[name] += output.numel() // T
+        def count(module: nn.Module, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() < 2:
+                return
+            single = self._model is not None and getattr(module, "step_mode", "m") == "s"
+            counts = count_elements(output.unsqueeze(0) if single else output).sum(dim=2)  # [3, T]
+            self._calls.setdefault(name, []).append(Call(counts, 0, 0, output.numel()))
+            if not single:
+                self._join_calls(name)
 
         return count
 
-    def rows(self, process: Process) -> list[FiringRow]:
-        """One row per tensor in order of computation, summed over all processes (each must call this).
+    def _join_calls(self, *names: str) -> None:
+        for name in names:
+            calls = self._calls.pop(name)
+            counts = torch.cat([call.counts for call in calls if call.counts is not None], dim=1)
+            total = self._totals.setdefault(name, Total())
+            if total.steps not in (0, counts.shape[1]):
+                raise ValueError(f"{name}: this batch has {counts.shape[1]} time steps, those before {total.steps}")
+            total.add(calls, counts)
+
+    def rows(self, process: Process, name_of: Callable[[str], str] = lambda name: "") -> list[FiringRow]:
+        """One row per tensor that was computed, in order of computation, summed over all processes (each must call
+        this). `name_of` gives a paper's name of a tensor.
 
         Raises:
-            ValueError: a tensor whose values are not all 0 or 1, or one that was never computed.
+            ValueError: none of the tensors was computed.
         """
-        # A process without samples takes part with zeros, and learns from the others how many steps there are.
-        mine = [len(self._spikes[name]) if name in self._spikes else 0 for name in self._sources]
-        with_data, *step_sums = process.sum(any(mine), *mine)
+        totals = sum_totals(list(self._sources), self._totals, process)
         rows = []
-        for name, step_sum in zip(self._sources, step_sums, strict=True):
-            if not step_sum:
-                raise ValueError(f"{name}: no batch passed while its spikes were counted")
-            zeros = torch.zeros(int(step_sum / with_data), dtype=torch.int64)
-            spikes = process.sum_tensor(self._spikes.get(name, zeros)).tolist()
-            nonzero = process.sum_tensor(self._nonzero.get(name, zeros)).tolist()
-            (total,) = process.sum(self._elements[name])
-            if spikes != nonzero:
-                raise ValueError(f"{name}: its values are not all 0 or 1, so they cannot be counted as spikes")
-            rows.append(FiringRow(name, paper_name(name), int(total), spikes, nonzero))
+        for name, total in totals.items():
+            if total.steps:
+                nonzero, _, ones = total.counts.tolist()
+                rows.append(FiringRow(name, name_of(name), total.sizes[2] // total.steps, ones, nonzero))
+        if self._sources and not rows:
+            raise ValueError(f"{listed(list(self._sources))}: no batch passed while spikes were counted")
         return rows
-
-
-def rate_cells(rows: Sequence[FiringRow]) -> Cells:
-    """Header and rows of the firing rates: per time step, their mean, and the mean non-zero rate."""
-    steps = len(rows[0].spikes)
-    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
-    body = [
-        [row.name, row.paper_name, *(f"{rate:.4f}" for rate in [*row.rate, row.mean_rate, row.mean_nonzero_rate])]
-        for row in rows
-    ]
-    return header, body
 
 
 def as_dict(row: FiringRow) -> dict[str, Any]:
     """Counts and rates of one tensor, as report.json has them."""
-    rates = ("rate", "nonzero_rate", "mean_rate", "mean_nonzero_rate")
-    return asdict(row) | {name: getattr(row, name) for name in rates}
+    rates = {"rate": row.rate, "nonzero_rate": row.rate}
+    return asdict(row) | rates | {"mean_rate": row.mean_rate, "mean_nonzero_rate": row.mean_rate}
 
 
 def write_csv(path: Path, rows: list[FiringRow]) -> None:
@@ -163,4 +138,4 @@ def write_csv(path: Path, rows: list[FiringRow]) -> None:
         for row in rows:
             for t, (spikes, nonzero) in enumerate(zip(row.spikes, row.nonzero, strict=True)):
                 counts = [spikes, nonzero, row.elements_per_step]
-                writer.writerow([row.name, row.paper_name, t + 1, *counts, row.rate[t], row.nonzero_rate[t]])
+                writer.writerow([row.name, row.paper_name, t + 1, *counts, row.rate[t], row.rate[t]])

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.data.facts import DataSettings, dataset_facts, resolve_data
+from utils.config.settings import Config
+from utils.data.datasets import dataset_facts, resolve_data
+from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
-from utils.errors import UserError
+from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, account
 from utils.measure.energy_extras import extra_rows
-from utils.measure.firing import FiringRecorder, FiringRow
-from utils.measure.sdt.ann_twin import AnnTwin, AttentionComparison, ann_twin, compare_attention
-from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
-from utils.measure.sdt.shape import SdtShape
+from utils.measure.family import Comparison, Family, family_of
+from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
-from utils.run.build import build_model, check_neurons
+from utils.run.build import build_model, make_faster
 from utils.run.checkpoint import load_weights
+from utils.run.console import Progress
+from utils.run.contract import check_contract
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
-from utils.train.runlog import Progress
-from utils.train.step import EvalResult, evaluate
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,19 @@ class Measured:
     counts: Counts
     energy: EnergyReport
     others: list[EnergyReport]  # the other accounting modes, from the same counts
-    shape: SdtShape
-    twin: AnnTwin
-    attention: AttentionComparison
+    family: Family | None
+    convention: str  # how the attention of the ANN twin is counted
+    notes: list[str]  # what is left out and why, and what else a reader must know
 
     @property
-    def mean_firing_rate(self) -> float:
-        """Spikes over elements of all spike tensors together."""
-        spikes = sum(sum(row.spikes) for row in self.firing)
-        return spikes / sum(row.elements_per_step * len(row.spikes) for row in self.firing)
+    def mean_firing_rate(self) -> float | None:
+        """Values that are not 0 over elements of all spike tensors together; None where there is no such tensor."""
+        elements = sum(row.elements_per_step * len(row.nonzero) for row in self.firing)
+        return sum(sum(row.nonzero) for row in self.firing) / elements if elements else None
+
+    def compare(self, report: EnergyReport) -> Comparison | None:
+        """The ANN twin beside one of the accounting modes; None without a family."""
+        return self.family.compare(report, self.convention) if self.family else None
 
 
 class Measurement:
@@ -58,11 +62,12 @@ class Measurement:
     The script must have imported `model`, which registers the names.
 
     Raises:
-        UserError: settings, data or checkpoint that do not fit.
+        UserError: settings, data or checkpoint that do not fit, or a model whose operations cannot be counted.
     """
 
     def __init__(self, cfg: Config, process: Process) -> None:
-        if cfg.first_conv == "once" and dataset_facts(cfg.dataset).events:
+        self.events = dataset_facts(cfg.dataset).events
+        if cfg.first_conv == "once" and self.events:
             raise UserError(
                 f"first_conv: 'once' does not fit the events of {cfg.dataset}, which differ at every step; "
                 "use per_step or auto"
@@ -71,112 +76,125 @@ class Measurement:
         self.process = process
         self.model = build_model(cfg)
         self.precision = Precision(cfg, process.device)
-        proof = [torch.float64] if cfg.verify else []  # see utils.measure.verify
-        check_neurons(self.model, process.device, self.precision.activation_dtype, *proof)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.model.to(process.device).to(memory_format=self.memory_format)
+        self.model.to(process.device)
+        if cfg.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        check_contract(cfg, self.model, process.device)
+        make_faster(cfg, self.model, process, self.precision, training=False)
         self.data: DataSettings = resolve_data(cfg)
-        shape = SdtShape.of(self.model, *self.data.eval_size[1:])
-        assert shape is not None  # every model of the registry has these sizes
-        self.shape = shape
         self.cost = chosen_cost(cfg)
+        self.mode = cfg.energy_mode
+        self.extras = list(cfg.energy_extras or [])
+        self.notes: list[str] = []
+        self.sources = spike_sources(self.model)
+        self.family = family_of(self.model, *self.data.eval_size[1:])
+        if self.family is None:
+            self._leave_out_family("it is of no known family")
+        self.rehearse()
+
+    def _leave_out_family(self, why: str) -> None:
+        self.family = None
+        parts = ["the paper's names and energy mode", "the comparison with an ANN"]
+        if self.mode == "paper":
+            self.mode = "formula"
+            parts[0] += " (energy_mode is now formula)"
+        if "residual" in self.extras:
+            self.extras.remove("residual")
+            parts.append("the extra 'residual'")
+        self.notes.append(f"left out for this model, since {why}: {', '.join(parts)}")
+
+    def rehearse(self) -> Counts:
+        """Measure two made-up samples, so that what cannot be measured is found before the evaluation, not after it.
+
+        Raises:
+            UserError: operations cannot be counted.
+        """
+        device = self.process.device
+        steps = [self.cfg.time_steps] if self.events else []
+        shape = (2, *steps, *self.data.eval_size)  # [B, C, H, W] or [B, T, C, H, W]
+        x = torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
+        try:
+            found = self._count([(x, torch.zeros(2, dtype=torch.long, device=device))], Process(0, 1, device))
+            _, rows, counts = found
+            if counts.samples != 2:
+                raise ValueError(f"2 samples enter it, {counts.samples} seem to pass through its neurons")
+            if self.family and (why := self.family.why_not(counts, {row.name: row.rate for row in rows})):
+                self._leave_out_family(why)
+            self._account(*found)
+        except ValueError as error:
+            raise UserError(f"model: {self.cfg.model} cannot be measured: {error}") from error
+        return counts
 
     def evaluate(self, title: str = "evaluating") -> Measured:
         """Evaluate every sample once, all processes together."""
-        cfg, process, model = self.cfg, self.process, self.model
+        cfg, process = self.cfg, self.process
         loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         images = cfg.val_batch_size * process.world_size
-        firing = FiringRecorder(model.spike_sources())  # type: ignore[operator]
-        synapses = SynapseRecorder(model, exact=cfg.energy_mode == "exact", sums=attention_sums(model))
-        with (
-            Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress,
-            firing,
-            synapses,
-        ):
-            accuracy = evaluate(
-                model, loader, self.precision, process, memory_format=self.memory_format, on_step=progress.step
-            )
-        return self._account(accuracy, firing.rows(process), synapses.counts(process))
+        with Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress:
+            return self._account(*self._count(loader, process, progress.step))
+
+    def _count(
+        self, loader: Iterable[tuple[Tensor, Tensor]], process: Process, on_step: Callable[[int], None] | None = None
+    ) -> tuple[EvalResult, list[FiringRow], Counts]:
+        firing = FiringRecorder(self.sources, self.model)
+        sums = self.family.sums if self.family else {}
+        synapses = SynapseRecorder(self.model, exact=self.mode == "exact", sums=sums, timed=self.sources)
+        with firing, synapses:
+            accuracy = evaluate(self.model, loader, self.precision, process, on_step=on_step)
+        return accuracy, firing.rows(process, self._name_of), synapses.counts(process)
+
+    def _name_of(self, name: str) -> str:
+        return self.family.paper_name(name) if self.family else ""
 
     def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:
-        check_layers(self.shape, counts)
         rates = {row.name: row.rate for row in firing}
-        modes = ["exact", "formula", "paper"] if self.cfg.energy_mode == "exact" else ["formula", "paper"]
+        modes = ("exact", "formula") if self.mode == "exact" else ("formula",)
         reports = {mode: self._energy(mode, counts, rates) for mode in modes}
-        chosen = reports.pop(self.cfg.energy_mode)
-        extras = extra_rows(
-            self.cfg.energy_extras or [],
-            counts,
-            self.cost,
-            shape=self.shape,
-            memory_pJ_per_byte=self.cfg.memory_pj,
-        )
-        chosen = replace(chosen, extras=extras)
-        convention = self.cfg.ann_attention
+        residual = None
+        if self.family:
+            reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
+            residual = self.family.shape.residual_additions_per_step()
+        memory = self.cfg.memory_pj
+        extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
         return Measured(
             accuracy=accuracy,
             firing=firing,
             counts=counts,
-            energy=chosen,
+            energy=replace(reports.pop(self.mode), extras=extras),
             others=list(reports.values()),
-            shape=self.shape,
-            twin=ann_twin(self.shape, chosen, convention),
-            attention=compare_attention(self.shape, chosen, convention),
+            family=self.family,
+            convention=self.cfg.ann_attention,
+            notes=[*self.notes, *self._firing_notes(firing)],
         )
 
     def _energy(self, mode: str, counts: Counts, rates: dict[str, list[float]]) -> EnergyReport:
         first_conv = self.cfg.first_conv
-        if mode == "paper":
-            reading = replace(PAPER_READING, first="once") if first_conv == "once" else PAPER_READING
-            return paper_energy(self.shape, rates, reading, self.cost)
         if first_conv == "auto":
-            first_conv = "per_step" if dataset_facts(self.cfg.dataset).events else "once"
-        sums = {
-            f"block.{b}.attn.kv_sum": [
-                k + v for k, v in zip(rates[f"MS_SSA_Conv{b}_k_lif"], rates[f"MS_SSA_Conv{b}_v_lif"], strict=True)
-            ]
-            for b in range(self.shape.depths)
-        }
-        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, sum_rates=sums)
+            first_conv = "per_step" if self.events else "once"
+        sums: dict[str, Any] = {}
+        if self.family:
+            sums = dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
+        return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
+
+    def _firing_notes(self, firing: list[FiringRow]) -> list[str]:
+        notes = []
+        if not self.sources:
+            notes.append("left out: firing rates, since the model has no spike_sources() and no SpikingJelly neuron")
+        if graded := [row.name for row in firing if not row.is_binary]:
+            notes.append(
+                f"not spikes of 0 and 1: {listed(graded)}; their rates count every value that is not 0, and each "
+                "layer that other values than 0 and 1 enter is charged as MAC"
+            )
+        if idle := [name for name in self.sources if name not in {row.name for row in firing}]:
+            notes.append(f"never computed, so without a firing rate: {listed(idle)}")
+        return notes
 
     def first_batch(self, samples: int) -> tuple[Tensor, Tensor]:
         """The first `samples` evaluation samples and their labels, on the device."""
         cfg = replace(self.cfg, val_batch_size=samples, workers=0)
         images, labels = next(iter(build_eval_loader(cfg, device=self.process.device)))
         return images, labels
-
-
-def attention_sums(model: nn.Module) -> dict[str, nn.Module]:
-    """For each block of a model of the registry, the module whose output self-attention sums over tokens.
-
-    That sum has no weights, so no Conv or Linear layer shows it: the product of the spikes, after the event-mode pool.
-    """
-    return {
-        f"{name.removesuffix('.kv_pool')}.kv_sum": module
-        for name, module in model.named_modules()
-        if name.endswith(".kv_pool")
-    }
-
-
-def check_layers(shape: SdtShape, counts: Counts) -> None:
-    """The counted layers must be those that the model's sizes ask for; a faster path that avoids them would lie.
-
-    Raises:
-        RuntimeError: a layer is missing or has another number of operations.
-    """
-    expected = shape.macs()
-    counted = {layer.name: layer.macs_per_step for layer in counts.layers}
-    wrong = [
-        f"{name}: {counted.get(name, 'not seen')} instead of {expected.get(name, 'none')}"
-        for name in expected | counted
-        if expected.get(name) != counted.get(name)
-    ]
-    if wrong or len(counts.sums) != shape.depths:
-        raise RuntimeError(
-            f"the forward pass ran other layers than the model's sizes say, so there is no honest total "
-            f"({'; '.join(wrong[:5])}); measure without paths that replace layers"
-        )
 
 
 def chosen_cost(cfg: Config) -> Cost:

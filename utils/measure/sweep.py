@@ -28,7 +28,7 @@ class SweepPoint:
     time_steps: int
     top1_percent: float
     top5_percent: float
-    mean_firing_rate: float
+    mean_firing_rate: float | None  # None for a model without spike tensors
     energy_mJ: float
     mode: str
     first_conv: str
@@ -41,32 +41,42 @@ def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
     for T in time_steps:
         with _time_steps(measurement, T):
             measured.append(measurement.evaluate(f"T = {T}"))
-    latencies = latencies_ms(measurement, time_steps)
-    return [
-        SweepPoint(
-            time_steps=T,
-            top1_percent=found.accuracy.top1,
-            top5_percent=found.accuracy.top5,
-            mean_firing_rate=found.mean_firing_rate,
-            energy_mJ=found.energy.total_mJ,
-            mode=found.energy.mode,
-            first_conv=found.energy.first_conv,
-            latency_ms=latency,
-        )
-        for T, found, latency in zip(time_steps, measured, latencies, strict=True)
-    ]
+    points = []
+    for T, found, ms in zip(time_steps, measured, latencies_ms(measurement, time_steps), strict=True):
+        top1, top5, energy = found.accuracy.top1, found.accuracy.top5, found.energy
+        rate = found.mean_firing_rate
+        points.append(SweepPoint(T, top1, top5, rate, energy.total_mJ, energy.mode, energy.first_conv, ms))
+    return points
+
+
+def why_no_sweep(measurement: Measurement, time_steps: list[int]) -> str:
+    """Why the model cannot be run at each of `time_steps`; empty if it can. Found out on made-up samples.
+
+    Raises:
+        UserError: a number of time steps with which it fails.
+    """
+    for T in time_steps:
+        with _time_steps(measurement, T):
+            ran = measurement.rehearse().time_steps
+        if ran != T:
+            return f"asked for {T} time steps, the model ran {ran} (for images, its attribute T must set them)"
+    return ""
 
 
 @contextlib.contextmanager
 def _time_steps(measurement: Measurement, T: int) -> Iterator[None]:
     """Let settings and model have T time steps for a while."""
-    cfg, shown = measurement.cfg, measurement.model.T
+    cfg, model = measurement.cfg, measurement.model
+    shown = getattr(model, "T", None)
     measurement.cfg = replace(cfg, time_steps=T)
-    measurement.model.T = T  # type: ignore[assignment]
+    if shown is not None:
+        model.T = T  # type: ignore[assignment]
     try:
         yield
     finally:
-        measurement.cfg, measurement.model.T = cfg, shown
+        measurement.cfg = cfg
+        if shown is not None:
+            model.T = shown
 
 
 def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
@@ -79,7 +89,7 @@ def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]
     for T in time_steps:
         with _time_steps(measurement, T):
             samples[T], _ = measurement.first_batch(1)
-            _run(measurement.model, samples[T], measurement.precision)  # the first call pays for caches and kernels
+            _run(measurement.model, samples[T], measurement.precision)  # the first call also fills caches
     started = time.perf_counter()
     for done in range(_ROUNDS[1]):
         if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:

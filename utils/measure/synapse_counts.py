@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from utils.run.distributed import Process
 
 # Values that are looked at in one go: few enough to stay in the processor's cache, or many for a GPU.
 _CHUNK_CPU, _CHUNK = 1 << 17, 1 << 26
@@ -22,7 +23,10 @@ COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What entered one convolution or linear layer, over all samples. Per-step sizes are of one sample."""
+    """What entered one convolution or linear layer, over all samples. Per-step sizes are of one sample.
+
+    A sum without weights is one too, of type `sum`: each of its elements is one operation.
+    """
 
     name: str
     type: str
@@ -51,21 +55,11 @@ class LayerCount:
 
 
 @dataclass(frozen=True)
-class SumCount:
-    """How many non-zero elements of a tensor were added up without weights, per step over all samples."""
-
-    name: str
-    samples: int
-    inputs_per_step: int  # elements of one sample
-    nonzero: list[int]
-
-
-@dataclass(frozen=True)
 class Counts:
     """Everything a `SynapseRecorder` saw, layers in order of their first call."""
 
     layers: list[LayerCount]
-    sums: list[SumCount]
+    sums: list[LayerCount]
     neurons_per_step: dict[str, int]  # updates for one sample, by neuron layer
     norms_per_step: dict[str, int]  # outputs for one sample, by BatchNorm layer
     time_steps: int
@@ -79,14 +73,14 @@ class Counts:
 class Call:
     """One call of a module: counts stay on the device, sizes are those of the whole call."""
 
-    counts: Tensor  # [2, *leading]: non-zero inputs, operations really needed
+    counts: Tensor | None  # [3, *leading]: inputs that are not 0, operations really needed, inputs that are 1
     macs: int
     inputs: int
     outputs: int
 
 
-def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tuple[Call, Tensor]:
-    """The counts of one call of a layer in `COUNTED`, and the number of inputs that are exactly 1.
+def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> Call:
+    """The counts of one call of a layer in `COUNTED`.
 
     An operation is a pair of a non-zero input and a weight it meets: a spike at the border of a padded 3x3 conv
     meets fewer than nine taps per channel. With `exact` off the operations are left at 0.
@@ -102,8 +96,14 @@ def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> tu
         taps = place_taps(module, tuple(x.shape[-len(module.kernel_size) :])) if exact else None
     rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
     nonzero, ones, products = count_values(rows, taps)
-    counts = torch.stack([nonzero, products * fan_out if exact else torch.zeros_like(nonzero)])  # [2, rows]
-    return Call(counts.unflatten(1, leading or (1,)), macs, x.numel(), output.numel()), ones.sum()
+    counts = torch.stack([nonzero, products * fan_out if exact else torch.zeros_like(nonzero), ones])  # [3, rows]
+    return Call(counts.unflatten(1, leading or (1,)), macs, x.numel(), output.numel())
+
+
+def count_elements(output: Tensor) -> Tensor:
+    """The counts of a `Call` of the elements of `output` `[T, B, ...]`, each of them one operation: `[3, T, B]`."""
+    nonzero, ones, _ = count_values(output.detach().flatten(0, 1))
+    return torch.stack([nonzero, nonzero, ones]).view(3, *output.shape[:2])
 
 
 def count_values(rows: Tensor, taps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,9 +112,7 @@ def count_values(rows: Tensor, taps: Tensor | None = None) -> tuple[Tensor, Tens
     """
     size = max(1, rows[:1].numel())
     step = max(1, (_CHUNK_CPU if rows.device.type == "cpu" else _CHUNK) // size)
-    if taps is not None and bool(taps.eq(1).all()):
-        taps = None
-    weights = None if taps is None else taps.to(rows.device, torch.float64, non_blocking=True)
+    weights = None if taps is None or bool(taps.eq(1).all()) else taps.to(rows.device, non_blocking=True)
     # float32 holds whole numbers up to 2**24
     kind = torch.float32 if size < 2**24 else torch.float64
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -133,63 +131,76 @@ def count_values(rows: Tensor, taps: Tensor | None = None) -> tuple[Tensor, Tens
 
 
 def place_taps(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, size: tuple[int, ...]) -> Tensor:
-    """For each place of an input of `size`, how many products per channel it takes part in; flat, on the CPU."""
-    mode = conv.padding_mode
-    axes = []
-    for axis, n in enumerate(size):
-        k, stride, dilation = conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
-        if conv.padding == "valid":
-            before = after = 0
-        elif conv.padding == "same":
-            before, after = dilation * (k - 1) // 2, dilation * (k - 1) - dilation * (k - 1) // 2
-        else:
-            before = after = int(conv.padding[axis])
-        axes.append(_axis_taps(n, k, stride, dilation, before, after, mode))
-    product = torch.tensor(axes[0])
-    for taps in axes[1:]:
-        product = product.unsqueeze(-1) * torch.tensor(taps)
-    return product.flatten()
+    """For each place of an input of `size`, how many products per channel it takes part in; flat, float64, CPU."""
+    return _taps(size, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
 
 
 @functools.cache
-def _axis_taps(n: int, k: int, stride: int, dilation: int, before: int, after: int, mode: str) -> tuple[int, ...]:
-    """Along one axis: how many (output, tap) pairs read each of `n` inputs."""
-    # -1 marks a zero of the padding; the other modes repeat inputs, which are then read once more.
-    source = torch.arange(n, dtype=torch.float64).view(1, 1, n)
-    if mode == "zeros":
-        source = F.pad(source, (before, after), value=-1.0)
-    elif before or after:
-        source = F.pad(source, (before, after), mode=mode)
-    reads = [int(place) for place in source.flatten()]
-    taps = [0] * n
-    for start in range(0, len(reads) - dilation * (k - 1), stride):
-        for tap in range(k):
-            place = reads[start + tap * dilation]
-            if place >= 0:
-                taps[place] += 1
-    return tuple(taps)
+def _taps(size: tuple[int, ...], *geometry: object) -> Tensor:
+    # How often an input is read is the gradient of the sum of the outputs where all weights are 1.
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
+    kernel_size, stride, padding, dilation, mode = geometry
+    arguments = dict(stride=stride, padding=padding, dilation=dilation, padding_mode=mode, bias=False)
+    conv = nn.utils.skip_init(kind, 1, 1, kernel_size, **arguments, dtype=torch.float64)  # draws no random numbers
+    nn.init.ones_(conv.weight)
+    with torch.enable_grad():
+        x = torch.zeros(1, 1, *size, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(conv(x).sum(), x)[0].flatten()
 
 
-def per_step(name: str, calls: Sequence[Call], T: int, B: int, stepwise: bool) -> Tensor:
-    """The counts of one batch of B samples by time step, `[2, steps]`; steps is T, or 1 before time begins.
+def per_step(calls: Sequence[Call], T: int, B: int, stepwise: bool) -> Tensor:
+    """The counts of one batch of B samples by time step, `[3, steps]`.
 
-    Raises:
-        ValueError: the shapes do not tell the time step of each element.
+    Steps is T. It is 1 for a layer that runs before time begins, and where the shapes do not tell the time step.
     """
-    if stepwise:  # a call is one step (or a part of it, for a layer that is used several times)
-        steps = 1 if len(calls) == 1 else T
-        if len(calls) % steps:
-            raise ValueError(f"{name} was called {len(calls)} times in {T} time steps: no telling which step is which")
-        rows = torch.stack([call.counts.flatten(1).sum(dim=1) for call in calls], dim=1)  # [2, calls]
-        return rows.reshape(2, steps, -1).sum(dim=2)
-    steps = _steps_of(name, tuple(calls[0].counts.shape[1:]), T, B)
-    return torch.stack([call.counts.reshape(2, steps, -1).sum(dim=2) for call in calls]).sum(dim=0)
+    counts = [call.counts for call in calls if call.counts is not None]
+    if stepwise and len(counts) % T == 0:  # a call is one step, or a part of one for a layer that is used several times
+        rows = torch.stack([part.flatten(1).sum(dim=1) for part in counts], dim=1)  # [3, calls]
+        return rows.reshape(3, T, -1).sum(dim=2)
+    # Time is the outermost dimension: [T, B, ...], [T*B, ...] or [T*B*N].
+    timed = all(part.shape[1:3] == (T, B) or part.shape[1] % (T * B) == 0 for part in counts)
+    return torch.stack([part.reshape(3, T if timed else 1, -1).sum(dim=2) for part in counts]).sum(dim=0)
 
 
-def _steps_of(name: str, leading: tuple[int, ...], T: int, B: int) -> int:
-    """How many time steps a tensor with these leading dimensions holds; time is the outermost dimension."""
-    if leading[:2] == (T, B) or leading[0] % (T * B) == 0:  # [T, B, ...], [T*B, ...] or [T*B*N]
-        return T
-    if leading[0] == B:
-        return 1
-    raise ValueError(f"{name}: an input with leading sizes {list(leading)} fits neither T={T} and B={B} nor B alone")
+@dataclass
+class Total:
+    """One module over all batches: counts by time step, sizes over all steps; both over all samples."""
+
+    counts: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.int64))  # [3, steps], as in `Call`
+    sizes: tuple[int, ...] = (0, 0, 0)  # macs, inputs, outputs
+
+    @property
+    def steps(self) -> int:
+        """0: never called. 1: before time begins, or where the shapes did not tell the time step. Else T."""
+        return self.counts.shape[1]
+
+    def add(self, calls: Sequence[Call], counts: Tensor | None) -> None:
+        """Add one batch: its calls, and their counts by time step `[3, steps]`."""
+        sizes = zip(self.sizes, *((call.macs, call.inputs, call.outputs) for call in calls), strict=True)
+        self.sizes = tuple(map(sum, sizes))
+        if counts is not None:
+            steps = counts.shape[1] if self.steps in (0, counts.shape[1]) else 1
+            self.counts = _in_steps(counts, steps) + (_in_steps(self.counts, steps) if self.steps else 0)
+
+    def per_sample(self, size: int, runs: int) -> int:
+        """A size for one sample and run; a mean where it differs between samples."""
+        return round(self.sizes[size] / runs)
+
+
+def sum_totals(names: Sequence[str], totals: Mapping[str, Total], process: Process) -> dict[str, Total]:
+    """Summed over all processes (each must call this). A module that did not run here takes part with zeros."""
+    mine = [totals.get(name, Total()) for name in names]
+    ran = process.sum(*(count for one in mine for count in (one.steps > 0, one.steps == 1, one.steps)))
+    # The processes agree on T, but the shapes may not have told it to all of them.
+    steps = [1 if once else int(total // (some or 1)) for some, once, total in zip(*[iter(ran)] * 3, strict=True)]
+    flat = [torch.zeros(0, dtype=torch.int64)]
+    for one, n in zip(mine, steps, strict=True):
+        counts = _in_steps(one.counts.cpu(), n) if one.steps else one.counts.new_zeros(3, n)
+        flat += [counts.flatten(), torch.tensor(one.sizes)]
+    parts = process.sum_tensor(torch.cat(flat)).split([3 * n + 3 for n in steps])
+    summed = (Total(p[:-3].view(3, n), tuple(p[-3:].tolist())) for p, n in zip(parts, steps, strict=True))
+    return dict(zip(names, summed, strict=True))
+
+
+def _in_steps(counts: Tensor, steps: int) -> Tensor:
+    return counts if counts.shape[1] == steps else counts.sum(dim=1, keepdim=True)

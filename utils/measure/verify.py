@@ -6,24 +6,25 @@ Three things are checked on a few samples, in float64:
    the logits are the same;
 3. the additions that this took are as many as `exact` counts.
 
-BatchNorm and neuron updates are as in the network: the first folds into the weights, the second is no synapse.
-Legend: L leading size (time and batch), C channels.
+BatchNorm and neuron updates are as in the network: BatchNorm folds into the weights, a neuron update is no synaptic
+operation. Legend: C channels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.errors import listed
-from utils.measure.synapse_counts import COUNTED
 from utils.measure.synapses import SynapseRecorder
 
 # Between two orders of summation in float64; the logits are compared by the largest difference over their size.
@@ -35,7 +36,7 @@ _DENSE_PRODUCTS = ("convolution", "mm", "bmm", "addmm", "baddbmm", "matmul", "do
 
 @dataclass(frozen=True)
 class Verification:
-    """What the proof found; `passed` is the whole of it."""
+    """What the proof found; it passed if nothing was wrong."""
 
     samples: int
     not_binary: list[str]  # layers after the first that take other values than 0 and 1
@@ -57,26 +58,19 @@ class Verification:
 
     def lines(self) -> list[str]:
         """The findings, one per line."""
-        found = [
-            _verdict(
-                not self.not_binary,
-                "only 0 and 1 enter every layer after the first",
-                f"other values than 0 and 1 enter {listed(self.not_binary)}",
-            )
-        ]
+        binary = "only 0 and 1 enter every layer after the first"
+        found = [(not self.not_binary, binary, f"other values than 0 and 1 enter {listed(self.not_binary)}")]
         if self.unsupported:
-            found.append(_verdict(False, "", f"cannot be run by additions alone: {listed(self.unsupported)}"))
+            found.append((False, "", f"cannot be run by additions alone: {listed(self.unsupported)}"))
         if self.logits_difference is not None:
             text = f"run with additions alone: logits differ by {self.logits_difference:.1e} (relative, float64)"
-            found.append(_verdict(self.logits_difference <= TOLERANCE, text, text))
-            total = sum(self.additions.values())
-            counted = sum(self.expected.values())
-            text = f"{total:,} additions done, {counted:,} counted"
-            found.append(_verdict(not self.miscounted, text, f"{text}; wrong in {listed(self.miscounted)}"))
+            found.append((self.logits_difference <= TOLERANCE, text, text))
+            text = f"{sum(self.additions.values()):,} additions done, {sum(self.expected.values()):,} counted"
+            found.append((not self.miscounted, text, f"{text}; wrong in {listed(self.miscounted)}"))
             text = f"{self.dense_products} dense product in that run: the first layer's"
             wrong = f"{self.dense_products} dense products in that run, where only the first layer may have one"
-            found.append(_verdict(self.dense_products <= 1, text, wrong))
-        return found
+            found.append((self.dense_products <= 1, text, wrong))
+        return [f"ok      {text}" if good else f"FAILED  {failure}" for good, text, failure in found]
 
 
 def verify_spike_driven(model: nn.Module, batch: Tensor) -> Verification:
@@ -138,18 +132,14 @@ class _DenseProducts(TorchDispatchMode):
 def _by_additions(modules: dict[str, nn.Module], done: dict[str, int]) -> Iterator[None]:
     """Let each module compute by additions; `done` counts them."""
 
-    def replacement(name: str, module: nn.Module) -> Any:
-        def forward(x: Tensor) -> Tensor:
-            assert isinstance(module, COUNTED)
-            add = _add_linear if isinstance(module, nn.Linear) else _add_conv2d
-            y, additions = add(module, x)  # type: ignore[arg-type]
-            done[name] += additions
-            return y
-
-        return forward
+    def forward(name: str, x: Tensor) -> Tensor:
+        module: Any = modules[name]
+        y, additions = (_add_linear if isinstance(module, nn.Linear) else _add_conv2d)(module, x)
+        done[name] += additions
+        return y
 
     for name, module in modules.items():
-        module.forward = replacement(name, module)
+        module.forward = functools.partial(forward, name)
     try:
         yield
     finally:
@@ -159,55 +149,36 @@ def _by_additions(modules: dict[str, nn.Module], done: dict[str, int]) -> Iterat
 
 def _add_linear(module: nn.Linear, x: Tensor) -> tuple[Tensor, int]:
     """`x` `[..., in]` of 0 and 1 -> `[..., out]`, and the number of additions."""
-    rows = x.reshape(-1, module.in_features)
-    y = x.new_zeros(len(rows), module.out_features)
-    if module.bias is not None:
-        y += module.bias
-    weights = module.weight.t()  # [in, out]: one row per input
-    row, feature = rows.nonzero(as_tuple=True)
-    _gather_and_add(y, row, weights, feature)
+    y = x.new_zeros(x[..., :1].numel(), module.out_features)
+    row, feature = x.reshape(len(y), -1).nonzero(as_tuple=True)
+    _gather_and_add(y, row, module.weight.t(), feature)  # weights [in, out]: one row per input
+    y = y if module.bias is None else y + module.bias
     return y.reshape(*x.shape[:-1], module.out_features), len(row) * module.out_features
 
 
 def _add_conv2d(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, int]:
-    """`x` `[..., C, H, W]` of 0 and 1 -> `[..., C', H', W']`, and the number of additions.
-
-    Every spike is sent to the outputs that one kernel tap after the other connects it with.
-    """
-    *leading, C, H, W = x.shape
-    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
-    ph, pw = int(module.padding[0]), int(module.padding[1])
-    out_h = (H + 2 * ph - dh * (kh - 1) - 1) // sh + 1
-    out_w = (W + 2 * pw - dw * (kw - 1) - 1) // sw + 1
-    images = x.reshape(-1, C, H, W)
-    group_out, group_in = module.out_channels // module.groups, C // module.groups
-    # [L * out_h * out_w * groups, C' / groups]: one row for what a spike reaches through one tap
-    y = x.new_zeros(len(images) * out_h * out_w * module.groups, group_out)
-    image, channel, row, column = images.nonzero(as_tuple=True)
-    additions = 0
-    for i in range(kh):
-        for j in range(kw):
-            up, left = row + ph - i * dh, column + pw - j * dw
-            hits = (up >= 0) & (left >= 0) & (up % sh == 0) & (left % sw == 0)
-            hits &= (up < out_h * sh) & (left < out_w * sw)
-            c = channel[hits]
-            place = (image[hits] * out_h + up[hits] // sh) * out_w + left[hits] // sw
-            # one row of weights per input channel: those that lead from it through this tap
-            weights = module.weight[:, :, i, j].reshape(module.groups, group_out, group_in)
-            weights = weights.transpose(1, 2).reshape(C, group_out)
-            _gather_and_add(y, place * module.groups + c // group_in, weights, c)
-            additions += len(c) * group_out
-    y = y.reshape(len(images), out_h, out_w, module.out_channels)
+    """`x` `[..., C, H, W]` of 0 and 1 -> `[..., C', H', W']`, and the number of additions."""
+    groups, taps = module.groups, module.weight[0].numel()  # taps: weights that one output has
+    # [C * kh * kw, C' / groups]: one row of weights for each input channel and place in the kernel
+    weights = module.weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    outputs, additions = [], 0
+    for image in x.reshape(-1, *x.shape[-3:]):
+        # What each output sees of the image, zeros of the padding included: [C * kh * kw, places]
+        seen = F.unfold(image, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+        source, place = seen.nonzero(as_tuple=True)
+        y = x.new_zeros(seen.shape[1] * groups, weights.shape[1])
+        _gather_and_add(y, place * groups + source // taps, weights, source)
+        additions += len(source) * weights.shape[1]
+        outputs.append(y.view(seen.shape[1], -1).t())  # [C', places]
+    y = torch.stack(outputs)
     if module.bias is not None:
-        y = y + module.bias
-    return y.permute(0, 3, 1, 2).reshape(*leading, module.out_channels, out_h, out_w), additions
+        y = y + module.bias.unsqueeze(1)
+    padding, reach = int(module.padding[0]), module.dilation[0] * (module.kernel_size[0] - 1)
+    height = (x.shape[-2] + 2 * padding - reach - 1) // module.stride[0] + 1
+    return y.reshape(*x.shape[:-3], module.out_channels, height, -1), additions
 
 
 def _gather_and_add(y: Tensor, targets: Tensor, weights: Tensor, chosen: Tensor) -> None:
     for start in range(0, len(targets), _SPIKES_AT_ONCE):
         part = slice(start, start + _SPIKES_AT_ONCE)
         y.index_add_(0, targets[part], weights[chosen[part]])
-
-
-def _verdict(good: bool, text: str, failure: str) -> str:
-    return f"ok      {text}" if good else f"FAILED  {failure or text}"

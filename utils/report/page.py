@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing else. No script, no network, pictures inside; light and dark by the reader.
+"""report.html: one page in one file, without scripts or network, pictures inside; light or dark as the browser asks.
 
 Charts are HTML boxes with sizes in percent, so that they fit any width and stay text.
 """
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from utils.measure.energy import PJ_PER_MJ, EnergyReport
-from utils.measure.firing import FiringRow, rate_cells
-from utils.report.report import Report, layer_cells, sweep_cells, tables, total_cells
+from utils.measure.energy import PJ_PER_MJ, EnergyReport, EnergyRow
+from utils.measure.firing import FiringRow
+from utils.measure.verify import Verification
+from utils.report import tables
+from utils.report.report import Report, layer_cells, part_cells, rate_cells, sweep_cells, total_cells
 
 _E = html.escape
 
@@ -26,29 +28,29 @@ def write_html(path: Path, report: Report) -> None:
     tiles = [
         (f"{accuracy.top1:.2f}%", f"top-1 of {accuracy.samples:,} samples"),
         (tables.energy(m.energy.total_pJ), f"per sample, mode {m.energy.mode}, first conv {first_conv}"),
-        (f"{m.mean_firing_rate:.3f}", f"mean firing rate, T = {m.counts.time_steps}"),
-        (tables.ratio(m.twin.ratio), f"energy of the ANN twin ({tables.energy(m.twin.energy_pJ)})"),
+        (tables.rate(m.mean_firing_rate, 3), f"mean firing rate, T = {m.counts.time_steps}"),
     ]
+    if twin := m.compare(m.energy):
+        tiles.append((tables.ratio(twin.ratio), f"energy of the ANN twin ({tables.energy(twin.energy_pJ)})"))
+    sections = {
+        "What it costs": _totals(report),
+        "Energy by layer": _energy_chart(m.energy) if m.energy.rows else "",
+        "What fires": _rate_chart(m.firing) if m.firing else "",
+        "Where attention looks": _maps(report, path.parent) if report.attention_maps else "",
+        "Time steps": _table(*sweep_cells(report.sweep)) if report.sweep else "",
+        "Proof": _proof(report.verification) if report.verification else "",
+        "How each part ran": _table(*part_cells(report.parts)) if report.parts else "",
+        "Notes": "".join(f"<p>{_E(note)}</p>" for note in m.notes),
+        "To copy": _to_copy(report),
+        "This run": _table(["", ""], _provenance(report)),
+    }
     parts = [
         f"<header><h1>{_E(report.title)}</h1><p>{_E(_subtitle(report))}</p></header>",
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{_E(value)}</b><span>{_E(text)}</span></div>' for value, text in tiles)
         + "</div>",
-        _section("What it costs", _totals(report)),
-        _section("Energy by layer", _energy_chart(m.energy) + _details("All numbers", _table(*layer_cells(m.energy)))),
-        _section("What fires", _rate_chart(m.firing) + _details("All numbers", _table(*rate_cells(m.firing)))),
+        *(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections.items() if content),
     ]
-    if report.attention_maps:
-        parts.append(_section("Where attention looks", _maps(report, path.parent)))
-    if report.sweep:
-        parts.append(_section("Time steps", _table(*sweep_cells(report.sweep))))
-    if report.verification is not None:
-        good = "Spike-driven" if report.verification.passed else "NOT spike-driven"
-        lines = "<br>".join(_E(line) for line in report.verification.lines())
-        text = f"<p><b>{good}</b>, on {report.verification.samples} samples:</p><p>{lines}</p>"
-        parts.append(_section("Proof", text))
-    parts.append(_section("To copy", _to_copy(report)))
-    parts.append(_section("This run", _table(["", ""], _provenance(report))))
     style = files("utils.report").joinpath("report.css").read_text()
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -61,20 +63,8 @@ def write_html(path: Path, report: Report) -> None:
 
 
 def _subtitle(report: Report) -> str:
-    shape = report.measured.shape
-    blocks = f"{shape.depths} block" + "s" * (shape.depths > 1)
-    return (
-        f"{blocks}, D = {shape.embed_dims}, {shape.height} x {shape.width} pixels, "
-        f"T = {report.measured.counts.time_steps}"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{_E(title)}</h2>{content}</section>"
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{_E(title)}</summary>{content}</details>"
+    m = report.measured
+    return f"{m.family.shape.description + ', ' if m.family else ''}T = {m.counts.time_steps}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -84,15 +74,18 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table>{shown}<tbody>{body}</tbody></table></div>'
 
 
+def _all_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"<details><summary>All numbers</summary>{_table(header, rows)}</details>"
+
+
 def _totals(report: Report) -> str:
     m = report.measured
-    notes = [
-        f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.",
-        "exact: operations really needed. formula: MACs x rate of what enters. paper: the conventions of the paper's "
-        "supplement S1, which charges q, k and v at the rate of their outputs.",
-        f"ANN twin: the same layers with real values, one pass, attention counted as {m.twin.formula}.",
-        *m.energy.notes,
-    ]
+    modes = "exact: operations really needed. formula: MACs x rate of what enters."
+    notes = [f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.", modes]
+    if m.family and (twin := m.compare(m.energy)):
+        notes[1] += f" {m.family.paper_mode}"
+        notes.append(f"ANN twin: the same layers with real values, one pass, attention counted as {twin.formula}.")
+    notes += m.energy.notes
     if m.energy.other_first_conv_mJ is not None:
         other = tables.energy(m.energy.other_first_conv_mJ * PJ_PER_MJ)
         notes.insert(1, f"With first conv {m.energy.other_first_conv}: {other}.")
@@ -102,22 +95,18 @@ def _totals(report: Report) -> str:
 
 def _energy_chart(report: EnergyReport) -> str:
     top = max(row.energy_pJ for row in report.rows) or 1.0
-    total = report.total_pJ or 1.0
     lines = []
     for row in report.rows:
         tip = f"{row.name}: {tables.count(row.operations)} {row.kind}, {row.charged}"
-        lines.append(
-            f'<div class="row" title="{_E(tip)}"><span class="name">{_label(row.name, row.paper_name)}</span>'
-            f'<span class="track"><i class="bar {row.kind.lower()}" style="width:{100 * row.energy_pJ / top:.2f}%"></i>'
-            f'</span><span class="value">{_E(tables.energy(row.energy_pJ))} <em>{row.energy_pJ / total:.1%}</em></span>'
-            "</div>"
-        )
+        share = f"{row.energy_pJ / (report.total_pJ or 1.0):.1%}"
+        value = f"{_E(tables.energy(row.energy_pJ))} <em>{share}</em>"
+        lines.append(_bar(row, tip, row.kind.lower(), row.energy_pJ / top, "", value))
     legend = '<p class="legend"><i class="key ac"></i>additions (AC) <i class="key mac"></i>multiply and add (MAC)</p>'
-    return legend + f'<div class="chart">{"".join(lines)}</div>'
+    return legend + f'<div class="chart">{"".join(lines)}</div>{_all_numbers(*layer_cells(report))}'
 
 
 def _rate_chart(rows: Sequence[FiringRow]) -> str:
-    steps = len(rows[0].rate)
+    steps = max(len(row.rate) for row in rows)
     top = max(max(row.rate) for row in rows) or 1.0
     lines = []
     for row in rows:
@@ -126,24 +115,26 @@ def _rate_chart(rows: Sequence[FiringRow]) -> str:
             for t, rate in enumerate(row.rate)
         )
         tip = f"{row.name}: " + ", ".join(f"t={t + 1} {rate:.4f}" for t, rate in enumerate(row.rate))
-        lines.append(
-            f'<div class="row" title="{_E(tip)}"><span class="name">{_label(row.name, row.paper_name)}</span>'
-            f'<span class="track"><i class="bar mean" style="width:{100 * row.mean_rate / top:.2f}%"></i>{dots}</span>'
-            f'<span class="value">{row.mean_rate:.4f}</span></div>'
-        )
+        lines.append(_bar(row, tip, "mean", row.mean_rate / top, dots, f"{row.mean_rate:.4f}"))
     shown = [0, steps - 1] if steps > 8 else list(range(steps))
     keys = " ".join(f'<i class="key round" style="background:{_step_colour(t, steps)}"></i>t = {t + 1}' for t in shown)
     legend = f'<p class="legend"><i class="key mean"></i>mean over time {keys}; full width is {top:.3f}</p>'
-    return legend + f'<div class="chart">{"".join(lines)}</div>'
+    return legend + f'<div class="chart">{"".join(lines)}</div>{_all_numbers(*rate_cells(rows))}'
+
+
+def _bar(row: EnergyRow | FiringRow, tip: str, kind: str, width: float, marks: str, value: str) -> str:
+    """One line of a chart: the name, a bar of `width` 0 to 1 with marks on it, the value."""
+    name = f"{_E(row.paper_name)} <small>{_E(row.name)}</small>" if row.paper_name else _E(row.name)
+    bar = f'<i class="bar {kind}" style="width:{100 * width:.2f}%"></i>{marks}'
+    return (
+        f'<div class="row" title="{_E(tip)}"><span class="name">{name}</span><span class="track">{bar}</span>'
+        f'<span class="value">{value}</span></div>'
+    )
 
 
 def _step_colour(t: int, steps: int) -> str:
     share = 100 * t / max(1, steps - 1)
     return f"color-mix(in oklab, var(--late) {share:.0f}%, var(--early))"
-
-
-def _label(name: str, paper: str) -> str:
-    return f"{_E(paper)} <small>{_E(name)}</small>" if paper else _E(name)
 
 
 def _maps(report: Report, folder: Path) -> str:
@@ -159,19 +150,25 @@ def _maps(report: Report, folder: Path) -> str:
     return f'<p class="note">{note}</p>' + "".join(shown)
 
 
+def _proof(found: Verification) -> str:
+    good = "Spike-driven" if found.passed else "NOT spike-driven"
+    return f"<p><b>{good}</b>, on {found.samples} samples:</p><p>{'<br>'.join(map(_E, found.lines()))}</p>"
+
+
 def _to_copy(report: Report) -> str:
     m = report.measured
-    header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting", "ANN (mJ)"]
-    mode = f"{m.energy.mode}, first conv {m.energy.first_conv}"
+    header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting"]
     numbers = [
-        f"SDT {m.shape.depths}-{m.shape.embed_dims}",
+        m.family.shape.title if m.family else report.facts["config"]["model"],
         str(m.counts.time_steps),
         f"{m.accuracy.top1:.2f}",
-        f"{m.mean_firing_rate:.4f}",
+        tables.rate(m.mean_firing_rate, 4),
         f"{m.energy.total_mJ:.4g}",
-        mode,
-        f"{m.twin.energy_mJ:.4g}",
+        f"{m.energy.mode}, first conv {m.energy.first_conv}",
     ]
+    if twin := m.compare(m.energy):
+        header.append("ANN (mJ)")
+        numbers.append(f"{twin.energy_mJ:.4g}")
     return (
         f"<h3>Markdown</h3><pre>{_E(tables.markdown(header, [numbers]))}</pre>"
         f"<h3>LaTeX</h3><pre>{_E(tables.latex(header, [numbers]))}</pre>"

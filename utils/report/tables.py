@@ -32,6 +32,11 @@ def ratio(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f} x"
 
 
+def rate(value: float | None, digits: int) -> str:
+    """A firing rate; a dash for a model without spike tensors."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
     """Aligned columns, the first `left` ones to the left, with a rule below the header."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]

@@ -1,7 +1,7 @@
-"""The C library's allocator told to keep what is freed, for training and evaluation on a CPU.
+"""Tell the C library's allocator to keep freed memory, for training and evaluation on a CPU.
 
 glibc gives a tensor of more than 32 MiB back to the system when it is freed. The next step asks for the same memory
-again, and the system fills every page of it with zeros first: a tenth of a training step and more.
+again, and the system first fills every page of it with zeros. That takes a tenth of a training step, or more.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _DEFAULT_MMAP_MAX = 65536
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Let the process keep freed memory for its next use, or go back to glibc's way.
+    """Let the process keep freed memory for its next use, or (with False) do as glibc does by default.
 
-    What is kept grows to about the largest amount in use at once. Measured over 14 training steps it was no more than
-    glibc's own peak.
+    The memory that is kept grows to about the largest amount in use at once. Measured over 14 training steps, that was
+    no more than the peak without it.
 
     Returns:
         Whether that was done: False where the C library is not glibc.

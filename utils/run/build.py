@@ -3,71 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from torch import nn
 
-from utils.data.facts import resolve_data
-from utils.errors import UserError, did_you_mean
+from module.accelerate import accelerate, for_evaluation, rows
+from utils.config.settings import Config
+from utils.errors import UserError
+from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
-from utils.run.split_batchnorm import convert_split_batchnorm
-from utils.run.sync_batchnorm import convert_sync_batchnorm
+from utils.run.contract import check_contract
+from utils.run.distributed import Process
+from utils.run.models import SIZES, create_model
+from utils.run.partial import load_partial
+from utils.run.precision import Precision
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-    from utils.run.distributed import Process
-
-# Settings that a named size (sdt_8_512, ...) brings itself; for those, only what was given explicitly counts.
-_SIZES = {
-    "layer": "depths",
-    "dim": "embed_dims",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratios",
-    "pooling_stat": "pooling_stat",
-}
-
-
-def model_arguments(cfg: Config) -> dict[str, Any]:
-    """The arguments of `timm.create_model(cfg.model, ...)`."""
-    _, height, width = resolve_data(cfg).input_size
-    sizes = {
-        argument: getattr(cfg, name) for name, argument in _SIZES.items() if cfg.model == "sdt" or name in cfg.explicit
-    }
-    return sizes | dict(
-        img_size_h=height,
-        img_size_w=width,
-        in_channels=cfg.in_channels,
-        num_classes=cfg.num_classes,
-        T=cfg.time_steps,
-        spike_mode=cfg.spike_mode,
-        dvs_mode=cfg.event_mode,
-        TET=cfg.TET,
-        backend=cfg.neuron_backend,
-        neuron_dtype=cfg.neuron_dtype,
-        engine=cfg.engine,
-        bf16_input_grad=cfg.bf16_input_grad,
-        pretrained=cfg.pretrained,
-    )
+__all__ = ["for_evaluation", "rows"]  # for the rest of utils, which does not import module
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model a configuration describes; the script must have imported `model`, which registers the names.
+    """The model a configuration describes; the script must have imported `model` and the plugins.
 
     Raises:
-        UserError: an unknown name, or sizes that do not fit.
+        UserError: an unknown name, or values that do not fit.
     """
-    names = timm.list_models("sdt*")
-    if cfg.model not in names:
-        raise UserError(
-            f"model: {cfg.model!r} is not registered{did_you_mean(cfg.model, names) or '.'} Valid: {', '.join(names)}"
-        )
-    arguments = model_arguments(cfg)
-    try:
-        model = timm.create_model(cfg.model, **arguments)
-    except ValueError as error:
-        raise UserError(f"model {cfg.model}: {error}") from error
+    model = create_model(cfg)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             if cfg.bn_momentum is not None:
@@ -77,42 +37,48 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def check_neurons(model: nn.Module, device: torch.device, *dtypes: torch.dtype) -> None:
-    """Find out before the first batch whether the neurons' backend runs on `device` with inputs of these types.
+def make_faster(cfg: Config, model: nn.Module, process: Process, precision: Precision, *, training: bool) -> None:
+    """Attach the faster ways that the settings allow, each after its proof; all processes attach the same.
+
+    Args:
+        model: on its device, and in all else as it will run.
+        training: whether it will be trained, or only evaluated.
 
     Raises:
-        UserError: it does not, with the reason.
+        UserError: `neuron_backend` names one that cannot run here, with the reason.
     """
-    for module in model.modules():
-        # What `auto` chooses runs; asking would load, or compile, its kernels.
-        if getattr(module, "backend_choice", "auto") == "auto":
-            continue
-        for dtype in dtypes:
-            try:
-                module.backend_for(torch.empty(1, device=device, dtype=dtype))  # type: ignore[operator]
-            except ValueError as error:
-                raise UserError(f"neuron_backend: {error}") from error
+    try:
+        accelerate(
+            model,
+            kernels=cfg.kernels,
+            neuron_backend=cfg.neuron_backend,
+            engine=cfg.engine,
+            bf16_input_grad=cfg.bf16_input_grad,
+            amp_dtype=precision.dtype if precision.enabled else None,
+            training=training,
+            agree=process.first_reasons,
+        )
+    except ValueError as error:
+        raise UserError(f"neuron_backend: {error}") from error
 
 
-def for_evaluation(model: nn.Module) -> nn.Module:
-    """What evaluates the weights that `model` has now fastest: `model` itself where it knows nothing faster."""
-    faster = getattr(model, "for_evaluation", None)
-    result = model if faster is None else faster()
-    assert isinstance(result, nn.Module)
-    return result
-
-
-def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tuple[nn.Module, list[nn.Module]]:
-    """Initial weights, BatchNorm variants, frozen parts, device and layout; the model and its frozen modules.
+def prepare_for_training(
+    cfg: Config, model: nn.Module, process: Process, precision: Precision
+) -> tuple[nn.Module, list[nn.Module]]:
+    """Initial weights, BatchNorm variants, frozen parts, device, layout, faster ways; the model and its frozen modules.
 
     Raises:
-        UserError: the initial checkpoint cannot be loaded.
+        UserError: the initial checkpoint cannot be loaded, or the model lacks something that is needed.
     """
     if cfg.initial_checkpoint:
         load_weights(model, cfg.initial_checkpoint)
+    if cfg.initial_partial:
+        load_partial(model, cfg.initial_partial)
     frozen: list[nn.Module] = []
     if cfg.linear_prob:
         # Linear probing: the head learns on features that do not change, running statistics included.
+        if not isinstance(getattr(model, "head", None), nn.Module):
+            raise UserError(f"linear_prob: model {cfg.model} has no part called head; leave linear_prob out")
         frozen = [module for name, module in model.named_children() if name != "head"]
         for module in frozen:
             module.requires_grad_(False)
@@ -123,14 +89,38 @@ def prepare_for_training(cfg: Config, model: nn.Module, process: Process) -> tup
     model.to(process.device)
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)
+    check_contract(cfg, model, process.device)
+    make_faster(cfg, model, process, precision, training=True)
     if cfg.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]  # every sdt model has it
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise UserError(f"grad_checkpointing: model {cfg.model} has no set_grad_checkpointing; leave it out")
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
     return model, frozen
 
 
+def parts_in_words(model: nn.Module) -> str:
+    """How each part of a model runs, and why not faster, in a line each."""
+    found = rows(model)
+    wide = max((len(row.part) for row in found), default=0)
+    return "\n".join(
+        f"{row.number:4} x {row.part:{wide}}  {row.runs_as}{f' ({row.why_not_faster})' if row.why_not_faster else ''}"
+        for row in found
+    )
+
+
 def with_sizes_of(cfg: Config, model: nn.Module) -> Config:
-    """`cfg` with the sizes that a named model brought itself, so that a saved configuration is complete."""
-    return dataclasses.replace(cfg, **{name: getattr(model, argument) for name, argument in _SIZES.items()})
+    """`cfg` with the sizes that the model says it has, so that a saved configuration is complete."""
+    sizes = {name: getattr(model, argument, None) for name, argument in SIZES.items()}
+    # Another model may have none of these, or something else under the name.
+    known = {name: size for name, size in sizes.items() if isinstance(size, type(getattr(cfg, name)))}
+    return dataclasses.replace(cfg, **known)
+
+
+def sizes_in_words(cfg: Config, model: nn.Module) -> str:
+    """Blocks, width and neurons of a model that has them, for the log; each followed by a comma."""
+    if not hasattr(model, "depths") or not hasattr(model, "embed_dims"):
+        return ""
+    return f"{cfg.layer} blocks, D = {cfg.dim}, {cfg.spike_mode} neurons, "
 
 
 def parameter_count(model: nn.Module) -> int:

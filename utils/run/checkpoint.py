@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, read safely, loaded strictly.
+"""Checkpoints: written whole or not at all, read without running code, loaded with all keys or not at all.
 
 A checkpoint is a `torch.save` dictionary: `state_dict`, `epoch`, and where they exist `state_dict_ema`, `optimizer`,
 `plateau`, `amp_scaler`, `metric`, `history`, `best`, `config`, `versions`, `git_commit`; one from within an epoch also
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,45 +20,36 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
+from utils.files import replacing
 
 _SPLIT = ".aux_bn."
-# Settings that decide on keys and shapes of the weights.
+# Settings on which the keys and shapes of the weights depend.
 _SIZES = ("model", "layer", "dim", "num_heads", "mlp_ratio", "in_channels", "num_classes", "spike_mode")
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` so that `path` holds either the old file or the complete new one, whatever happens.
+    """Write `state`; `path` holds either the old file or the complete new one, whatever happens.
 
     Raises:
         UserError: the file cannot be written (a full disk, missing rights); `path` is untouched.
     """
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # the temporary file's rights are the owner's only
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         with contextlib.suppress(OSError):  # the folder may be what is missing
             reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free there)"
         raise UserError(f"cannot write checkpoint {path}: {reason}; files written before are untouched") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dictionary in a checkpoint file, tensors on the CPU. Never runs code from the file.
 
     Raises:
-        UserError: no such file, one that may not be read, a torn or foreign one, or one that holds more than tensors
-            and plain data.
+        UserError: no such file, no right to read it, a damaged file, one of another kind, or one that holds more than
+            tensors and plain data.
     """
     path = Path(path)
     if path.is_dir():
@@ -79,9 +68,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the rights there") from error
     except Exception as error:
-        # Whatever a parser stumbles over in bytes that are no checkpoint: a text file ends in an IndexError.
+        # Bytes that are no checkpoint raise many kinds of error: a text file ends in an IndexError.
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"checkpoint {path} is torn or no PyTorch file ({reason})") from error
+        raise UserError(f"checkpoint {path} is damaged or no PyTorch file ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
@@ -114,7 +103,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     checkpoint = read_checkpoint(path)
     weights = weights_in(checkpoint, path, use_ema)
     if not any(_SPLIT in key for key in model.state_dict()):
-        # Split BatchNorm's further statistics are for training on augmented copies only.
+        # The additional statistics of split BatchNorm are for training on augmented copies only.
         weights = {key: value for key, value in weights.items() if _SPLIT not in key}
     load_fitting(model, weights, checkpoint, path)
     return checkpoint
@@ -126,8 +115,8 @@ def load_fitting(
     """Load `weights`, which are those of `checkpoint`, into `model`: all of them or none.
 
     Raises:
-        UserError: their keys or shapes are not the model's; the message says what the checkpoint was trained with,
-            where it knows that, and lists the difference.
+        UserError: their keys or shapes are not the model's; the message lists the difference, and says what the
+            checkpoint was trained with, where it holds that.
     """
     if difference := key_difference(model.state_dict(), weights):
         config = checkpoint.get("config")
@@ -155,13 +144,3 @@ def key_difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
             more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
             lines.append(f"  {len(keys)} {title}: {'; '.join(keys[:limit])}{more}")
     return "\n".join(lines)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Some network file systems cannot; the rename itself stays atomic there."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

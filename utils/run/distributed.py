@@ -9,17 +9,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.config.settings import Config
 from utils.errors import USAGE_ERROR, Stopped, UserError
 from utils.run.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
 
@@ -45,7 +43,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the user."""
+        """Whether this process writes the files and prints messages."""
         return self.rank == 0
 
     def sum(self, *counts: float) -> list[float]:
@@ -62,26 +60,30 @@ class Process:
         return values.cpu()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all get the same answer."""
-        if self.world_size == 1:
-            return flag
-        raised = torch.tensor(int(flag))
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(raised)
+        """Whether `flag` is true in any process; the answer is the same in all of them."""
+        return max(self.gather(flag)) > 0
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process rank 0's running statistics of `module`, on whatever device they are."""
+        """Copy rank 0's running statistics of `module` to every process; they may be on any device."""
         if self.world_size == 1:
             return
         for buffer in module.buffers():
             value = buffer.detach().cpu()
             dist.broadcast(value, src=0, group=self.control)
             buffer.copy_(value)
+
+    def first_reasons(self, mine: dict[str, str | None]) -> dict[str, str | None]:
+        """For each key the reason that the first process with one gives; None where none has any."""
+        if self.world_size == 1:
+            return mine
+        all_of_them: list[dict[str, str | None]] = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(all_of_them, mine)
+        return {key: next((found[key] for found in all_of_them if found.get(key)), None) for key in mine}
 
     def gather(self, value: float) -> list[float]:
         """The value of each process, by rank, in every process."""
@@ -95,10 +97,10 @@ class Process:
 
 @contextlib.contextmanager
 def distributed(cfg: Config) -> Iterator[Process]:
-    """Join the process group that a launcher's environment describes, and always leave it again.
+    """Join the process group that the environment of a launcher describes, and leave it at the end.
 
-    When a process fails, the launcher ends the others; the first one to fail shows its error, the rest, which
-    fail because of it, stay silent.
+    When a process fails, the launcher ends the others. The first one to fail shows its error; the others, which fail
+    because of it, show none.
 
     Raises:
         UserError: no such device, or two processes on one GPU.
@@ -125,7 +127,7 @@ def distributed(cfg: Config) -> Iterator[Process]:
         control = dist.new_group(backend="gloo")
         assert isinstance(control, dist.ProcessGroup)
         yield Process(rank, world_size, device, control)
-        # The process that holds the store must not leave before the others are done with it.
+        # The process that holds the store must not end while the others still use it.
         dist.barrier(group=control)
     except Stopped:
         # All processes stop together.
@@ -144,13 +146,12 @@ def _is_first_to_fail(store: dist.Store) -> bool:
     try:
         return store.add("failures", 1) == 1
     except RuntimeError:
-        # The process that held the store is gone, so it failed before.
+        # The process that held the store has ended, so it failed before this one.
         return False
 
 
 def find_place(local_rank: int = 0) -> Place:
-    """Read the launcher's environment: torchrun's and torch.distributed.launch's variables, else those of a SLURM
-    step, else a single process.
+    """Read the variables of torchrun and torch.distributed.launch, or of a SLURM step; else there is one process.
 
     Args:
         local_rank: what an old launcher passed as an option, where the environment has no LOCAL_RANK.
@@ -160,12 +161,8 @@ def find_place(local_rank: int = 0) -> Place:
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         world_size = _number("WORLD_SIZE", 1)
-        return Place(
-            _number("RANK", 0),
-            world_size,
-            _number("LOCAL_RANK", local_rank),
-            _number("LOCAL_WORLD_SIZE", world_size),
-        )
+        local = _number("LOCAL_RANK", local_rank), _number("LOCAL_WORLD_SIZE", world_size)
+        return Place(_number("RANK", 0), world_size, *local)
     # Only srun sets the STEP variables. A plain python in a batch script sees SLURM_NTASKS too, and is one process.
     if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in os.environ:
         os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))

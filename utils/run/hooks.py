@@ -1,11 +1,10 @@
-"""Looking at what passes through a model from outside: forward hooks that are gone again, whatever happens."""
+"""Forward hooks on a model that are removed again, also after an error."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
@@ -24,7 +23,7 @@ def hooked(modules: Mapping[str, nn.Module], make: Callable[[str], ForwardHook])
 
 
 class Recorder(ABC):
-    """Keeps its hooks on some modules while it is entered, and what they recorded after that."""
+    """Has hooks on some modules while it is entered, and keeps what they recorded."""
 
     @abstractmethod
     def _attached(self) -> contextlib.AbstractContextManager[None]:
@@ -35,7 +34,5 @@ class Recorder(ABC):
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from timm.utils.agc import adaptive_clip_grad
+from timm.utils.clip_grad import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-
-
-# Loss scaling answers a gradient that is not finite by leaving the update out and halving its scale. Float16 reaches
-# from 2**-24 to 2**16: after 40 halvings, all that fitted at the last update and was too large since would be too
-# small, so that no scale can help any more.
+# When a gradient is not finite, loss scaling skips the update and halves its scale. Float16 has numbers from 2**-24 to
+# 2**16: after 40 halvings, a gradient that was just small enough at the last update has become 0.
 MOST_SKIPPED_UPDATES = 40
 
 
@@ -31,8 +27,8 @@ class Precision:
         UserError: float16 on a CPU, where fast kernels are missing.
 
     Attributes:
-        skipped_updates: how many updates loss scaling left out in a row, up to the last one; a number on the device,
-            since reading it makes the host wait. It stays at 0 without loss scaling.
+        skipped_updates: how many updates in a row loss scaling has skipped until now; on the device, since reading it
+            makes the host wait. Without loss scaling it stays 0.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
@@ -50,11 +46,6 @@ class Precision:
         self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
 
-    @property
-    def activation_dtype(self) -> torch.dtype:
-        """The type of what convolutions and linear layers hand on."""
-        return self.dtype if self.enabled else torch.float32
-
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 
@@ -65,7 +56,7 @@ class Precision:
         """Unscale, clip and apply the gradients, then clear them."""
         if self.clip_grad is not None:
             self.scaler.unscale_(optimizer)
-            self._clip(list(model.parameters()), self.clip_grad)
+            dispatch_clip_grad(list(model.parameters()), self.clip_grad, mode=self.clip_mode)
         scale = self._scale()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -76,14 +67,6 @@ class Precision:
         scaled = self.scaler.scale(self._one)  # get_scale() would wait for the device
         assert isinstance(scaled, Tensor)
         return scaled
-
-    def _clip(self, parameters: list[nn.Parameter], threshold: float) -> None:
-        if self.clip_mode == "norm":
-            torch.nn.utils.clip_grad_norm_(parameters, threshold)
-        elif self.clip_mode == "value":
-            torch.nn.utils.clip_grad_value_(parameters, threshold)
-        else:
-            adaptive_clip_grad([p for p in parameters if p.grad is not None], threshold)
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()

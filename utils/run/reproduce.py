@@ -1,4 +1,4 @@
-"""What a run needs to be repeated: seeds, determinism, versions and the git commit."""
+"""What is needed to repeat a run: seeds, determinism, versions and the git commit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
 def seed_step(seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> None:
     """Seed python, numpy and torch for one step of one process.
 
-    Randomness is a function of (seed, epoch, step, rank), so a resumed run draws what an uninterrupted one would
-    have drawn, and no generator's state has to travel in a checkpoint.
+    Random numbers depend on (seed, epoch, step, rank) only. So a resumed run draws the numbers that an uninterrupted
+    one would have drawn, and a checkpoint needs no state of a generator.
     """
     state = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(2)
     random.seed(int(state[0]))
@@ -29,7 +29,7 @@ def seed_step(seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> None:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Choose between the fastest algorithms and those that give the same bits each time."""
+    """Choose between the fastest algorithms and those that give the same bits in each run."""
     if deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses its deterministic mode.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""What a run would cost: a few steps of it, timed, and multiplied."""
+"""How long a run would take: the time of a few steps, multiplied."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from utils.train.runlog import clock, logger, peak_memory
-from utils.train.step import Tally, evaluate, train_one_epoch
+from utils.run.console import clock, logger, peak_memory
+from utils.run.evaluation import evaluate
+from utils.train.step import train_one_epoch
 from utils.train.trainer import Trainer
 
-# The first steps are slow: kernels are chosen, memory is allocated, loader processes start.
+# The first steps are slow: algorithms are chosen, memory is allocated, loader processes start.
 _WARM_UP, _TIMED = 2, 5
 
 
 class _Timed:
-    """Hands on the first batches of a loader and notes when each was asked for."""
+    """Passes on the first batches of a loader, and notes when each was asked for."""
 
     def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
-        self._batches = batches
-        self._device = device
+        self._batches, self._device = batches, device
         self.times: list[float] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -38,7 +38,7 @@ class _Timed:
         return time.perf_counter()
 
     def seconds_per_batch(self) -> float:
-        """The median after the warm-up, or of what there is."""
+        """The median over the steps after the warm-up, or over all where there are no more."""
         durations = [after - before for before, after in itertools.pairwise(self.times)]
         return statistics.median(durations[_WARM_UP:] or durations)
 
@@ -48,11 +48,9 @@ def estimate(trainer: Trainer) -> None:
     process, state = trainer.process, trainer.state
     trainer.loaders.set_epoch(trainer.start_epoch)
     training = _Timed(trainer.loaders.train, process.device)
-    train_one_epoch(
-        trainer.train_step(trainer.start_epoch), training, trainer.steps, process, tally=Tally(process.device)
-    )
+    train_one_epoch(trainer.train_step(trainer.start_epoch), training, trainer.steps, process)
     evaluation = _Timed(trainer.loaders.eval, process.device)
-    evaluate(trainer.compiled, evaluation, state.precision, process, memory_format=trainer.memory_format)
+    evaluate(trainer.compiled, evaluation, state.precision, process)
 
     step = training.seconds_per_batch()
     epoch = step * trainer.steps + evaluation.seconds_per_batch() * len(trainer.loaders.eval)

@@ -1,18 +1,15 @@
-"""Training losses: TET, and the choice among the published cases.
+"""The training losses, chosen as in the published runs, and TET.
 
 Legend: T time steps, B batch, K classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.config.settings import Config
 
 
 class TETLoss(nn.Module):
@@ -22,7 +19,7 @@ class TETLoss(nn.Module):
 
     Args:
         criterion: the loss of one time step, `([B, K], target) -> scalar`.
-        means: the value that the regularisation pulls all logits to.
+        means: the value that the regularisation moves all logits to.
         lamb: its weight, 0 to 1.
 
     Shape: logits `[T, B, K]`, target as `criterion` takes it -> scalar.
@@ -43,8 +40,8 @@ class TETLoss(nn.Module):
 
 
 def make_train_loss(cfg: Config, mixup_active: bool) -> nn.Module:
-    """The published choice: JSD with augmentation splits; soft targets (or BCE) with mixup, which does the label
-    smoothing itself; else label smoothing (or BCE); else cross entropy. TET wraps it."""
+    """The loss of the settings: JSD with augmentation splits; soft targets (or BCE) with mixup, which does the label
+    smoothing itself; else label smoothing (or BCE); else cross entropy. With TET, at each time step."""
     criterion: nn.Module
     if cfg.jsd:
         criterion = JsdCrossEntropy(num_splits=cfg.aug_splits, smoothing=cfg.smoothing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -13,10 +13,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
 from utils.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
 
 
 def peak_learning_rate(cfg: Config, world_size: int) -> float:
@@ -27,15 +25,15 @@ def peak_learning_rate(cfg: Config, world_size: int) -> float:
     return cfg.lr_base * (ratio if cfg.lr_base_scale == "linear" else ratio**0.5)
 
 
-# Newton-like: it needs second derivatives, for which the training loop would have to keep every graph.
+# It needs second derivatives, for which the training loop would have to keep the graph of the backward pass.
 _NEEDS_SECOND_DERIVATIVES = ("adahessian",)
 
 
-# Torch's own, which can update all elements of a parameter in one pass through memory: the same arithmetic.
+# Optimizers of torch that can update a parameter in one pass through memory, with the same arithmetic.
 _FUSED = ("adam", "adamw")
 
 
-def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
+def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimizer:
     """The optimizer named `cfg.opt`, as `adamw` or `lookahead_adamw`; biases and 1-D tensors are not decayed.
 
     Parameters without gradient (kept for checkpoint keys) are left out by timm.
@@ -45,8 +43,9 @@ def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
             it does not take.
     """
     _check_name(cfg.opt)
+    lr = peak_learning_rate(cfg, world_size)
     try:
-        # timm hands eps and betas on unchecked, or drops them; the optimizer's own defaults say what it takes.
+        # timm passes eps and betas on unchecked, or drops them; the optimizer's own defaults show what it takes.
         takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
         return create_optimizer_v2(
             model,
@@ -59,16 +58,16 @@ def make_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
             **({"fused": True} if cfg.opt.lower() in _FUSED else {}),
         )
     except (AssertionError, ImportError) as error:
-        # Of the optimizers that other packages bring: CUDA or the package is missing.
+        # Optimizers of other packages: CUDA or the package is missing.
         raise UserError(f"opt: {cfg.opt!r} cannot be used here: {error or type(error).__name__}") from error
 
 
 def _check_name(opt: str) -> None:
-    """Raises UserError for an optimizer that timm does not know or that the training loop cannot drive."""
+    """UserError for an optimizer that timm does not have, or that the training loop cannot use."""
     valid = [name for name in list_optimizers() if name not in _NEEDS_SECOND_DERIVATIVES]
     name = opt.lower().removeprefix("lookahead_")
     if name in _NEEDS_SECOND_DERIVATIVES:
-        raise UserError(f"opt: {opt!r} needs second derivatives, which training does not compute; take another one")
+        raise UserError(f"opt: {opt!r} needs second derivatives, which training does not compute; choose another one")
     if name not in valid:
         raise UserError(
             f"opt: {opt!r} is not an optimizer of timm{did_you_mean(name, valid) or '.'} "
@@ -116,7 +115,8 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
             min_lr=cfg.min_lr,
             warmup_lr=cfg.warmup_lr,
             warmup_epochs=cfg.warmup_epochs,
-            noise=_noise_range(cfg.lr_noise),
+            # timm takes one number (from there on) or a pair (from, to), as shares of the schedule.
+            noise=cfg.lr_noise[0] if cfg.lr_noise and len(cfg.lr_noise) == 1 else cfg.lr_noise,
             noise_pct=cfg.lr_noise_pct,
             noise_std=cfg.lr_noise_std,
             noise_seed=cfg.seed,
@@ -128,24 +128,17 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
     return scheduler, num_epochs
 
 
-def _noise_range(noise: list[float] | None) -> float | list[float] | None:
-    """timm takes one number (from there on) or a pair (from, to), as fractions of the schedule."""
-    if not noise:
-        return None
-    return noise[0] if len(noise) == 1 else noise
-
-
 def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:
-    """Put the learning rate of `epoch` in force; `metric` is that of the epoch before (plateau)."""
+    """Set the learning rate of `epoch`; `metric` is that of the epoch before (for the plateau schedule)."""
     if schedule is None:
         return
     with warnings.catch_warnings():
-        # timm's plateau schedule hands torch the epoch, which some releases of torch call deprecated.
+        # timm's plateau schedule gives torch the epoch, which some releases of torch call deprecated.
         warnings.filterwarnings("ignore", message=".*[Ee]poch.*", category=UserWarning)
         schedule.step(epoch, metric)
 
 
 def learning_rate(optimizer: Optimizer) -> float:
-    """The learning rate in force, averaged over the parameter groups."""
+    """The present learning rate, averaged over the parameter groups."""
     rates = [group["lr"] for group in optimizer.param_groups]
     return float(sum(rates) / len(rates))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.scheduler.plateau_lr import PlateauLRScheduler
@@ -14,29 +14,28 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.config.settings import SETTINGS, TRAIN
+from utils.config.settings import SETTINGS, TRAIN, Config
 from utils.errors import NonFiniteError, UserError
+from utils.run.build import rows
 from utils.run.checkpoint import load_fitting, read_checkpoint, weights_in
+from utils.run.console import logger
+from utils.run.plugins import record, say_what_changed
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.train.optim import set_learning_rate
-from utils.train.runlog import logger
 
-if TYPE_CHECKING:
-    from utils.config.settings import Config
-
-# May differ between a run and its continuation without a word.
+# Settings that may change when a run is resumed; of the others, a change is warned of.
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
     *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
-    *("log_wandb", "event_wire"),
+    *("log_wandb", "event_wire", "plugin", "initial_partial"),  # of plugins, their contents are compared
     *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
 }
 
 
 @dataclass
 class RunState:
-    """The parts that training changes; `model` is the plain one, without wrappers."""
+    """The parts that training changes; `model` has no wrapper (DistributedDataParallel, torch.compile)."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -48,10 +47,10 @@ class RunState:
         self._first_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def snapshot(self, cfg: Config) -> dict[str, Any]:
-        """All of it as tensors and plain data, with the configuration and versions that it belongs to.
+        """All of it as tensors and plain data, with the configuration and the versions of the packages.
 
         Raises:
-            NonFiniteError: a weight or running statistic is NaN or infinite, so this is no state to keep.
+            NonFiniteError: a weight or running statistic is NaN or infinite.
         """
         for name, value in self.model.state_dict().items():
             if not bool(torch.isfinite(value).all()):
@@ -64,6 +63,8 @@ class RunState:
             "config": cfg.as_dict(),
             "versions": versions(),
             "git_commit": git_commit(),
+            "plugins": record(),
+            "parts": [tuple(row) for row in rows(self.model)],
         }
         if self.ema is not None:
             state["state_dict_ema"] = self.ema.module.state_dict()
@@ -73,7 +74,7 @@ class RunState:
         return state
 
     def restore_weights(self, path: Path) -> dict[str, Any]:
-        """Load the weights and their average from `path`; the whole checkpoint.
+        """Load the weights and their moving average from `path`, and return the whole checkpoint.
 
         Raises:
             UserError: the file cannot be read or does not fit the model; nothing was loaded then.
@@ -81,13 +82,13 @@ class RunState:
         content = read_checkpoint(path)
         load_fitting(self.model, weights_in(content, path), content, path)
         if self.ema is not None:
-            # A run that had no average starts one from the weights.
+            # A run without an average starts one from the weights.
             average = weights_in(content, path, use_ema="state_dict_ema" in content)
             load_fitting(self.ema.module, average, content, path)
         return content
 
     def restore(self, path: Path, cfg: Config) -> dict[str, Any]:
-        """Load everything from `path`, and say in which settings the run now differs; the whole checkpoint.
+        """Load everything from `path`, warn of settings that differ, and return the whole checkpoint.
 
         Raises:
             UserError: the file cannot be read, does not fit, or holds weights only.
@@ -95,8 +96,8 @@ class RunState:
         content = self.restore_weights(path)
         if "optimizer" not in content or "epoch" not in content:
             raise UserError(
-                f"checkpoint {path} holds weights only, no optimizer and epoch to go on with; add --no-resume-opt, "
-                "or start from it with --initial-checkpoint"
+                f"checkpoint {path} holds weights only, without optimizer and epoch; add --no-resume-opt, or start a "
+                "new run from it with --initial-checkpoint"
             )
         then = content.get("config") or {}
         if then.get("opt", cfg.opt) != cfg.opt:
@@ -105,22 +106,23 @@ class RunState:
                 "add --no-resume-opt"
             )
         if then.get("split_hash") and cfg.split_hash and then["split_hash"] != cfg.split_hash:
-            # Going on would train on samples that are to be held out.
+            # The run would train on samples that it is evaluated on.
             raise UserError(
                 f"split_hash: checkpoint {path} was trained on split {then['split_hash']}, the data give "
                 f"{cfg.split_hash}; set event_split as it was and restore the files, or add --no-resume-opt"
             )
         if differences := _differences(then, cfg):
-            logger.warning(
-                f"warning: going on with settings that differ from those in {path}: {'; '.join(differences)}"
-            )
+            logger.warning(f"warning: settings that differ from those in {path}: {'; '.join(differences)}")
+        say_what_changed(content, path)
+        if changes := _otherwise(content.get("parts") or (), rows(self.model)):
+            logger.warning(f"warning: going on with parts that run otherwise than in {path}: {'; '.join(changes)}")
         self._restore_optimizer(content["optimizer"], path)
         self.precision.load_state_dict(content.get("amp_scaler", {}))
         self._restore_schedule(content)
         return content
 
     def _restore_optimizer(self, saved: Mapping[str, Any], path: Path) -> None:
-        """Take over the moments; weight decay, betas and the like are those of the present configuration."""
+        """Load the moments; weight decay, betas and the like stay those of the present configuration."""
         present = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(dict(saved))
@@ -132,10 +134,10 @@ class RunState:
             group.update(values)
 
     def _restore_schedule(self, content: Mapping[str, Any]) -> None:
-        """Put the learning rate of the epoch to go on with in force.
+        """Set the learning rate of the epoch to continue with.
 
-        A schedule is a function of the epoch and the present configuration. Only the plateau schedule remembers:
-        its past, and with it the learning rate, comes from the checkpoint.
+        A schedule is a function of the epoch and the present configuration. Only the plateau schedule has a state of
+        its own, which comes from the checkpoint.
         """
         if isinstance(self.schedule, PlateauLRScheduler):
             if "plateau" in content:
@@ -149,9 +151,23 @@ class RunState:
             set_learning_rate(self.schedule, epoch)
 
 
+def _otherwise(then: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> list[str]:
+    """The parts that another kernel computes than before: their results may differ in the last bits."""
+    old, new = ({str(row[0]): str(row[2]) for row in found} for found in (then, now))
+    return [f"{part} ran as {way}, now as {new[part]}" for part, way in old.items() if new.get(part, way) != way]
+
+
 def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
     return [
         f"{key} was {then[key]!r} and is {value!r}"
         for key, value in cfg.as_dict().items()
-        if key in then and key not in _FREE_ON_RESUME and then[key] != value
+        if key in then and key not in _FREE_ON_RESUME and _as_stored_now(key, then[key]) != value
     ]
+
+
+def _as_stored_now(key: str, value: Any) -> Any:
+    """A value of an older checkpoint, whose word for it may have been another one."""
+    try:
+        return SETTINGS[key].read(value)
+    except ValueError:
+        return value

@@ -1,34 +1,37 @@
-"""The one training loop and the one evaluation loop, used by both scripts.
+"""The training loop: what one step does, and an epoch of steps.
 
-Legend: T time steps, B batch, C channels, H x W image, K classes.
+Legend: T time steps, B batch, C channels, H x W image.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from utils.config.settings import Config
+from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, hooked
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.run.reproduce import seed_step
+from utils.train.losses import make_train_loss
+from utils.train.run_state import RunState
 
-_OVERFLOWS_BACKWARDS = "it overflows on the way back"
 
-
-class Tally:
+class EpochSums:
     """What one process has summed up in an epoch so far.
 
-    Sums stay on the device: reading them at each step would make the host wait for it.
+    The sum of losses stays on the device: reading it at each step would make the host wait.
     """
 
     def __init__(self, device: torch.device, steps: int = 0, loss_sum: float = 0.0, samples: int = 0) -> None:
@@ -54,21 +57,6 @@ class TrainResult:
     images_per_second: float
 
 
-@dataclass(frozen=True)
-class EvalResult:
-    """One evaluation; accuracies in percent, the loss is cross entropy."""
-
-    loss: float
-    top1: float
-    top5: float
-    samples: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        return self.samples / self.seconds
-
-
 @dataclass
 class TrainStep:
     """How one batch is trained on.
@@ -87,8 +75,7 @@ class TrainStep:
     loss_fn: nn.Module
     optimizer: Optimizer
     precision: Precision
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
+    mixup: Mixing | None = None
     accumulate: int = 1
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
@@ -99,31 +86,27 @@ class TrainStep:
         """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
 
         Raises:
-            NonFiniteError: with the step and the first module whose output is not finite, before the update.
-                Gradients are watched too. Loss scaling leaves such an update out and goes on with a smaller scale;
-                there, only so many in a row end the run that no scale can help.
+            NonFiniteError: the loss or a gradient is not finite; raised before the update, with the step and the first
+                module whose output is not finite. With loss scaling, which skips such an update and uses a smaller
+                scale, it is raised only after so many skipped updates that no scale can help.
         """
         if self.seed is not None:
             self.seed(step)
-        x = _in_format(x, self.memory_format)
         if self.mixup is not None:
             x, y = self.mixup(x, y)
         first = step - step % self.accumulate
         group = min(self.accumulate, last_step + 1 - first)  # the last group of an epoch may be smaller
         updates = step + 1 == first + group
-        # Between updates the gradients need not travel.
+        # Between updates, the processes need not exchange gradients.
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
-                loss: Tensor = self.loss_fn(logits.float() if self.precision.enabled else logits, y)
+                loss = self._loss(logits, y)
             is_finite = _read_later(torch.isfinite(loss.detach()))
             self.precision.backward(loss / group)
         if not is_finite():
-            raise NonFiniteError(
-                f"the loss is {float(loss.detach())} in step {step}; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or 'the loss function itself overflows'}; "
-                "the weights were not updated"
-            )
+            what = f"the loss is {float(loss.detach())} in step {step}"
+            raise self._not_finite(what, x, otherwise="the loss function itself overflows")
         if updates:
             if not self.precision.scaler.is_enabled():
                 self._check_gradients(x, step)
@@ -134,40 +117,63 @@ class TrainStep:
                 self.after_update()
         return loss
 
-    def _check_gradients(self, x: Tensor, step: int) -> None:
-        """A spiking neuron answers NaN with silence, so that only the gradients may show it.
+    def _loss(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The loss of the logits; of several heads the mean of their losses."""
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        losses = [self.loss_fn(head.float() if self.precision.enabled else head, y) for head in heads]
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
-        On CUDA the answer is read one step later: waiting for it would leave the device idle in every step. A
-        state that is not finite is never saved, so what is on disk stays good.
+    def _check_gradients(self, x: Tensor, step: int) -> None:
+        """A spiking neuron does not fire on NaN, so the loss may be finite where a gradient is not.
+
+        On CUDA the result is read one step later: waiting for it would leave the device idle in every step. A state
+        that is not finite is never saved.
         """
-        if self._earlier is not None and not self._earlier():
-            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
         gradients = {name: p.grad for name, p in _unwrapped(self.model).named_parameters() if p.grad is not None}
-        # One fused norm over all of them decides; it overflows only where the update would be worthless as well.
-        is_finite = _read_later(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values())))
+        # One norm over all of them; it overflows only where the update would be useless as well.
+        if self._answer(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
+            return
         if x.is_cuda:
-            self._earlier = is_finite
-        elif not is_finite():
-            bad = next(
-                (n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together"
-            )
-            raise NonFiniteError(
-                f"the gradient of {bad} is not finite in step {step}, while the loss is; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
+        bad = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together")
+        raise self._not_finite(f"the gradient of {bad} is not finite in step {step}, while the loss is", x)
 
     def _check_skipped_updates(self, x: Tensor, step: int) -> None:
-        """End a run in which loss scaling would leave out all updates to come; on CUDA one step later, as above."""
-        may_go_on = _read_later(self.precision.skipped_updates < MOST_SKIPPED_UPDATES)
-        judged, self._earlier = (self._earlier, may_go_on) if x.is_cuda else (may_go_on, None)
-        if judged is not None and not judged():
-            raise NonFiniteError(
-                f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}, and no "
-                "smaller loss scale can help; "
-                f"{_first_nonfinite_module(self.model, x, self.precision) or _OVERFLOWS_BACKWARDS}; "
-                "the weights were not updated"
-            )
+        """End a run in which loss scaling would skip all further updates; on CUDA one step later, as above."""
+        if not self._answer(self.precision.skipped_updates < MOST_SKIPPED_UPDATES):
+            what = f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}"
+            raise self._not_finite(f"{what}, and no smaller loss scale can help", x)
+
+    def _answer(self, flag: Tensor) -> bool:
+        """The value of a flag; on CUDA that of the step before, so that the host need not wait."""
+        present = _read_later(flag)
+        if not flag.is_cuda:
+            return present()
+        earlier, self._earlier = self._earlier, present
+        return earlier is None or earlier()
+
+    def _not_finite(self, what: str, x: Tensor, otherwise: str = "it overflows in the backward pass") -> NonFiniteError:
+        where = _first_nonfinite_module(self.model, x, self.precision) or otherwise
+        return NonFiniteError(f"{what}; {where}; the weights were not updated")
+
+
+def make_step(
+    cfg: Config, epoch: int, model: nn.Module, state: RunState, frozen: Sequence[nn.Module], process: Process
+) -> TrainStep:
+    """How the batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
+    mixup = build_mixup(cfg, epoch)
+    ema = state.ema
+    return TrainStep(
+        model,
+        make_train_loss(cfg, mixup_active=mixup is not None).to(process.device),
+        state.optimizer,
+        state.precision,
+        mixup=mixup,
+        accumulate=cfg.grad_accum_steps,
+        frozen=frozen,
+        seed=functools.partial(seed_step, cfg.seed, epoch, rank=process.rank),
+        after_update=None if ema is None else functools.partial(ema.update, state.model),
+    )
 
 
 def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -180,8 +186,8 @@ def train_one_epoch(
     steps: int,
     process: Process,
     *,
-    tally: Tally | None = None,
-    on_step: Callable[[Tally], None] | None = None,
+    sums: EpochSums | None = None,
+    on_step: Callable[[EpochSums], None] | None = None,
 ) -> TrainResult:
     """Train on every batch of `loader` once.
 
@@ -189,69 +195,24 @@ def train_one_epoch(
         step: how a batch is trained on.
         loader: batches of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`, and labels `[B]`, on the device.
         steps: batches of a whole epoch.
-        tally: what was summed up before `loader`'s first batch, when the epoch goes on in its middle.
-        on_step: called after each step; may raise to stop between two steps.
+        sums: of the steps done before, when `loader` starts in the middle of the epoch.
+        on_step: called with the sums after each step; may raise, to stop between two steps.
 
     Raises:
         NonFiniteError: see `TrainStep.run`.
     """
-    tally = tally or Tally(process.device)
+    sums = sums or EpochSums(process.device)
     step.model.train()
     for module in step.frozen:
         module.eval()
-    started, already = time.perf_counter(), tally.samples
+    started, already = time.perf_counter(), sums.samples
     for x, y in loader:
-        loss = step.run(x, y, tally.steps, steps - 1)
-        tally.add(loss, len(x))
+        loss = step.run(x, y, sums.steps, steps - 1)
+        sums.add(loss, len(x))
         if on_step is not None:
-            on_step(tally)
-    loss_sum, samples, here = process.sum(float(tally.loss_sum), tally.samples, tally.samples - already)
+            on_step(sums)
+    loss_sum, samples, here = process.sum(float(sums.loss_sum), sums.samples, sums.samples - already)
     return TrainResult(loss_sum / samples, here / (time.perf_counter() - started))
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    precision: Precision,
-    process: Process,
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    on_step: Callable[[int], None] | None = None,
-) -> EvalResult:
-    """Cross entropy, top-1 and top-5 over every sample of every process, each sample counted once.
-
-    Per-step logits `[T, B, K]` (TET) are averaged over T. Sums are integers, or float64 for the loss, and are
-    divided once, so that neither the batch size nor the number of processes matters.
-    """
-    model.eval()
-    started = time.perf_counter()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=process.device)
-    correct = torch.zeros(2, dtype=torch.float64, device=process.device)  # top-1, top-5
-    samples = 0
-    for step, (x, y) in enumerate(loader):
-        with precision.autocast():
-            logits, _ = model(_in_format(x, memory_format))
-        if logits.dim() == 3:
-            logits = logits.mean(dim=0)  # [B, K]
-        loss_sum += F.cross_entropy(logits.double(), y, reduction="sum")
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
-        hits = ranked == y.unsqueeze(1)
-        correct += torch.stack([hits[:, :1].sum(), hits.sum()])
-        samples += len(x)
-        if on_step is not None:
-            on_step(step + 1)
-    loss, top1, top5, count = process.sum(float(loss_sum), *correct.tolist(), samples)
-    seconds = time.perf_counter() - started
-    return EvalResult(loss / count, 100.0 * top1 / count, 100.0 * top5 / count, int(count), seconds)
-
-
-def _in_format(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Images, or each frame of event data, with the channels where `memory_format` wants them."""
-    if x.dim() == 5 and memory_format is torch.channels_last:
-        # The format is one of 4-D tensors: the model sees [T * B, C, H, W].
-        return x.flatten(0, 1).contiguous(memory_format=memory_format).unflatten(0, x.shape[:2])
-    return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
 
 
 def _read_later(flag: Tensor) -> Callable[[], bool]:
@@ -281,7 +242,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -> str:
-    """Name the first module, in order of execution, whose output is not finite; empty when none is."""
+    """The first module, in order of execution, whose output is not finite, in words; empty if there is none."""
     if not bool(torch.isfinite(x).all()):
         return "the input batch itself is not finite"
     found: list[str] = []

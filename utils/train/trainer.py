@@ -1,48 +1,47 @@
-"""One training run: what it is built from, how it goes on, and what happens around each epoch."""
+"""One training run: what it is built from, and what happens in each epoch."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.config.settings import Config
 from utils.data.batch_picture import save_batch
 from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
 from utils.errors import NonFiniteError, UserError
-from utils.measure.firing import FiringRecorder
+from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
-    check_neurons,
     for_evaluation,
     parameter_count,
+    parts_in_words,
     prepare_for_training,
+    sizes_in_words,
     with_sizes_of,
 )
+from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process
+from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
-from utils.train.figures import draw_curves
-from utils.train.losses import make_train_loss
+from utils.train.curves import draw_curves
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
+from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
-from utils.train.runlog import Progress, RunLog, clock, logger, peak_memory
-from utils.train.step import EvalResult, Tally, TrainResult, TrainStep, evaluate, train_one_epoch
-
-if TYPE_CHECKING:
-    from utils.config.settings import Config
+from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
 
 _SHOWN_SAMPLES = 16
 
@@ -54,7 +53,7 @@ def _compiled(model: nn.Module) -> nn.Module:
 
 
 class Trainer:
-    """Builds a run from its configuration, continues it from a checkpoint, and runs its epochs.
+    """Builds a run from its configuration, resumes it from a checkpoint, and runs its epochs.
 
     Args:
         cfg: the configuration.
@@ -80,14 +79,12 @@ class Trainer:
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
-        check_neurons(model, process.device, precision.activation_dtype)
-        model, self.frozen = prepare_for_training(cfg, model, process)
+        model, self.frozen = prepare_for_training(cfg, model, process, precision)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
-        # So that the run's files tell which samples it was trained on.
+        # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
-        self.peak_lr = peak_learning_rate(cfg, process.world_size)
-        optimizer = make_optimizer(cfg, model, self.peak_lr)
+        optimizer = make_optimizer(cfg, model, process.world_size)
         schedule, self.num_epochs = make_schedule(cfg, optimizer)
         ema = None
         if cfg.model_ema:
@@ -96,18 +93,17 @@ class Trainer:
         self.state = RunState(model, optimizer, schedule, precision, ema)
         self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
         self.recovery = Recovery(cfg, process, self.state, self.store)
-        self.start_epoch, self.tally = self.recovery.resume() if cfg.resume else (0, None)
+        self.start_epoch, self.sums = self.recovery.resume() if cfg.resume else (0, None)
         if cfg.start_epoch is not None:
             if cfg.start_epoch >= self.num_epochs:
                 raise UserError(
                     f"start_epoch: {cfg.start_epoch} leaves nothing of the {self.num_epochs} epochs, which count from "
                     f"0; use {self.num_epochs - 1} or less, or more epochs"
                 )
-            self.start_epoch, self.tally = cfg.start_epoch, None
+            self.start_epoch, self.sums = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
-        self.memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -119,32 +115,33 @@ class Trainer:
         return DistributedDataParallel(model, device_ids=ids)
 
     def describe(self) -> None:
-        """Log what is about to run."""
+        """Log what will run, and how."""
         cfg, process = self.cfg, self.process
         _, height, width = self.loaders.data.input_size
         logger.info(
-            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {cfg.layer} blocks, D = {cfg.dim}, "
-            f"T = {cfg.time_steps}, {cfg.spike_mode} neurons, {cfg.dataset} at {height} x {width}"
+            f"{cfg.model}: {parameter_count(self.state.model):,} parameters, {sizes_in_words(cfg, self.state.model)}"
+            f"T = {cfg.time_steps}, {cfg.dataset} at {height} x {width}"
         )
         precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
         scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
         logger.info(
             f"{process.world_size} process(es) on {process.device.type}, {precision}; global batch "
             f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
-            f"peak learning rate {self.peak_lr:g}, {scaled}"
+            f"peak learning rate {peak_learning_rate(cfg, process.world_size):g}, {scaled}"
         )
+        logger.info(f"how each part runs:\n{parts_in_words(self.state.model)}")
 
     @contextlib.contextmanager
     def files(self) -> Iterator[None]:
         """Keep the run's files open, and watch for signals."""
         if self.process.is_main:
-            self.log = RunLog(self.folder, self.cfg, self.start_epoch)
+            self.log = RunLog(self.folder, self.cfg, self.start_epoch, parts=parts_in_words(self.state.model))
             done = f"nothing left to do: {self.num_epochs} epochs are done"
             left = f"epochs {self.start_epoch + 1} to {self.num_epochs}" if self.epochs_left() else done
             logger.info(f"{left}; files in {self.folder}")
-        if self.start_epoch == 0 and self.tally is None:
-            # So that there is a good state on disk from the first step on.
-            self.recovery.save(0, Tally(self.process.device))
+        if self.start_epoch == 0 and self.sums is None:
+            # So that there is a checkpoint from the first step on.
+            self.recovery.save(0, EpochSums(self.process.device))
         self._started = time.perf_counter()
         try:
             with self.recovery.stop:
@@ -160,27 +157,27 @@ class Trainer:
         return range(self.start_epoch, self.num_epochs)
 
     def train(self, epoch: int) -> TrainResult:
-        """Train one epoch, or the rest of the one that the checkpoint stopped in."""
-        tally, self.tally = self.tally or Tally(self.process.device), None
-        self.loaders.set_epoch(epoch, start_batch=tally.steps)
+        """Train one epoch, or the rest of the epoch in which the checkpoint was written."""
+        sums, self.sums = self.sums or EpochSums(self.process.device), None
+        self.loaders.set_epoch(epoch, start_batch=sums.steps)
         images = self.cfg.batch_size * self.process.world_size
         title = f"epoch {epoch + 1}/{self.num_epochs}"
-        with Progress(title, self.steps, images, self.cfg.log_interval, self.process.is_main, tally.steps) as progress:
+        with Progress(title, self.steps, images, self.cfg.log_interval, self.process.is_main, sums.steps) as progress:
 
-            def on_step(tally: Tally) -> None:
-                progress.step(tally.steps, tally.mean_loss)
+            def on_step(sums: EpochSums) -> None:
+                progress.step(sums.steps, sums.mean_loss)
                 # The last step is not saved here: the evaluation begins with one state in all processes.
-                if tally.steps < self.steps and tally.steps % self.cfg.grad_accum_steps == 0:
-                    self.recovery.between_steps(epoch, tally)
+                if sums.steps < self.steps and sums.steps % self.cfg.grad_accum_steps == 0:
+                    self.recovery.between_steps(epoch, sums)
 
             batches = self._saving_first(self.loaders.train) if self._saves_images else self.loaders.train
             try:
                 result = train_one_epoch(
-                    self.train_step(epoch), batches, self.steps, self.process, tally=tally, on_step=on_step
+                    self.train_step(epoch), batches, self.steps, self.process, sums=sums, on_step=on_step
                 )
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
-        self._finished = tally
+        self._finished = sums
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -195,29 +192,14 @@ class Trainer:
         return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
 
     def train_step(self, epoch: int) -> TrainStep:
-        cfg, state = self.cfg, self.state
-        mixing = not cfg.mixup_off_epoch or epoch < cfg.mixup_off_epoch
-        mixup = self.loaders.mixup if mixing else None
-        ema = state.ema
-        return TrainStep(
-            self.parallel,
-            make_train_loss(cfg, mixup_active=mixup is not None).to(self.process.device),
-            state.optimizer,
-            state.precision,
-            mixup=mixup,
-            memory_format=self.memory_format,
-            accumulate=cfg.grad_accum_steps,
-            frozen=self.frozen,
-            seed=functools.partial(seed_step, cfg.seed, epoch, rank=self.process.rank),
-            after_update=None if ema is None else lambda: ema.update(state.model),
-        )
+        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
         state, process = self.state, self.process
         models: dict[str, nn.Module] = {"eval": self.compiled}
         if process.world_size > 1:
-            # What is evaluated is what is saved: rank 0's running statistics, or their mean over the processes.
+            # All processes evaluate the running statistics that are saved: rank 0's, or the mean over processes.
             distribute_bn(state.model, process.world_size, reduce=self.cfg.dist_bn == "reduce")
         if state.ema is not None:
             process.broadcast_buffers(state.ema.module)
@@ -227,7 +209,7 @@ class Trainer:
         if self.cfg.engine != "dense" and not self.cfg.amp:
             # Without amp only: the engine's evaluation is float32, and would measure another network than trained.
             models = {name: for_evaluation(model) for name, model in {**models, "eval": state.model}.items()}
-        # Processes may differ by one batch, and all must take part in each decision to stop.
+        # Processes may differ by one batch, and all of them must ask together whether to stop.
         common = int(min(process.gather(len(self.loaders.eval))))
 
         def on_step(done: int) -> None:
@@ -236,14 +218,12 @@ class Trainer:
                 raise self.recovery.stopped()
 
         return {
-            name: evaluate(
-                model, self._eval_batches(), state.precision, process, memory_format=self.memory_format, on_step=on_step
-            )
+            name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
             for name, model in models.items()
         }
 
     def _eval_batches(self) -> Iterator[Batch]:
-        """The evaluation batches; a few samples of the first are kept to show in TensorBoard."""
+        """The evaluation batches; a few samples of the first one are kept, and shown in TensorBoard."""
         for x, y in self.loaders.eval:
             if self._shown is None:
                 self._shown = x[:_SHOWN_SAMPLES].clone()
@@ -262,7 +242,7 @@ class Trainer:
             row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
             for name, result in evaluated.items():
                 row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
-            # The row first: a resumed run drops rows that its checkpoint does not know.
+            # The row first: a resumed run deletes rows that are later than its checkpoint.
             self.log.epoch(row, self._extras(trained, judged))
             self.store.save(self.state.snapshot(self.cfg), epoch, metric)
             done = epoch + 1 - self.start_epoch
@@ -281,10 +261,10 @@ class Trainer:
             "speed/train_images_per_second": trained.images_per_second,
             "speed/eval_images_per_second": judged.images_per_second,
         }
-        sources = getattr(self.state.model, "spike_sources", None)
-        if sources is not None and self._shown is not None:
+        sources = spike_sources(self.state.model)
+        if sources and self._shown is not None:
             self.state.model.eval()
-            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources()) as recorder:
+            with torch.no_grad(), self.state.precision.autocast(), FiringRecorder(sources) as recorder:
                 self.state.model(self._shown)
             rows = recorder.rows(Process(0, 1, self.process.device))
             extras |= {f"firing_rate/{row.name}": row.mean_rate for row in rows}

@@ -1,14 +1,14 @@
-"""The ANN twin: the same layers with real values, one pass, and softmax attention. And attention against attention.
+"""The ANN twin: the same layers with real values, one pass, and softmax attention; compared with the spiking network.
 
-Legend: D embed_dims, N tokens.
+Legend: D channels of a token, N tokens.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from utils.measure.energy import COSTS, PJ_PER_MJ, Cost, EnergyReport
+from utils.measure.sdt.names import QKV, TOKEN_SUM, layer
 from utils.measure.sdt.shape import SdtShape
 
 # f(Q, K, V), the two matrix products of attention: as table 1 prints it (2 N N D), and as the published totals need
@@ -17,69 +17,61 @@ ATTENTION_MACS = ("printed", "paper")
 
 
 def attention_macs(shape: SdtShape, convention: str = "printed") -> int:
-    """Products of f(Q, K, V) of one block. Raises ValueError for an unknown convention."""
+    """Products of one block's f(Q, K, V), scale (N N) and softmax (2 N N, charged as a MAC too).
+
+    Raises:
+        ValueError: an unknown convention.
+    """
     if convention not in ATTENTION_MACS:
         raise ValueError(f"convention={convention!r} is not one of {', '.join(ATTENTION_MACS)}")
-    N, D = shape.tokens, shape.embed_dims
-    return 2 * N * N * D if convention == "printed" else 2 * N * D * D
-
-
-def softmax_macs(shape: SdtShape) -> int:
-    """Scale (N N multiplications) and softmax (2 N N) of one block, all charged as a MAC."""
-    return 3 * shape.tokens**2
+    N, D = shape.tokens, shape.channels
+    return 2 * N * D * (N if convention == "printed" else D) + 3 * N * N
 
 
 def ann_macs(shape: SdtShape, convention: str = "printed") -> int:
     """Everything the twin computes for one image: all layers, position conv and head included."""
-    attention = attention_macs(shape, convention) + softmax_macs(shape)
-    return sum(shape.macs().values()) + shape.depths * attention
+    return sum(shape.macs().values()) + shape.depths * attention_macs(shape, convention)
+
+
+def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost = COSTS["fp32"]) -> float:
+    """Energy of one block's Q, K, V, f, scale and softmax in the ANN. The published 87.2 needs `paper`."""
+    projections = 3 * shape.tokens * shape.channels**2
+    return cost.mac * (projections + attention_macs(shape, convention))
 
 
 @dataclass(frozen=True)
-class AnnTwin:
-    """The twin's energy, and how many times that of the spiking network it is."""
+class Comparison:
+    """A spiking network and its twin: everything, and self-attention alone in the mean block, the linear layer after
+    it left out (the paper's table 4). A ratio is None where the spiking network does nothing."""
 
     convention: str
-    macs: int
+    macs: int  # of the twin
     energy_pJ: float
-    ratio: float | None  # None for a network without any operation
+    spiking_pJ: float
+    attention_pJ: float
+    spiking_attention_pJ: float
 
     @property
     def energy_mJ(self) -> float:
         return self.energy_pJ / PJ_PER_MJ
 
     @property
+    def ratio(self) -> float | None:
+        return self.energy_pJ / self.spiking_pJ if self.spiking_pJ else None
+
+    @property
+    def attention_ratio(self) -> float | None:
+        return self.attention_pJ / self.spiking_attention_pJ if self.spiking_attention_pJ else None
+
+    @property
     def formula(self) -> str:
         return "2 N^2 D, as printed" if self.convention == "printed" else "2 N D^2, as the published totals"
 
 
-def ann_twin(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> AnnTwin:
-    macs = ann_macs(shape, convention)
-    energy = macs * spiking.cost.mac
-    return AnnTwin(convention, macs, energy, energy / spiking.total_pJ if spiking.total_pJ else None)
-
-
-@dataclass(frozen=True)
-class AttentionComparison:
-    """Self-attention alone, the linear layer after it left out: the mean block (the paper's table 4)."""
-
-    convention: str
-    ann_pJ: float
-    spiking_pJ: float
-
-    @property
-    def ratio(self) -> float | None:
-        """None where no spike enters attention."""
-        return self.ann_pJ / self.spiking_pJ if self.spiking_pJ else None
-
-
-def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost = COSTS["fp32"]) -> float:
-    """Energy of one block's Q, K, V, f, scale and softmax in the ANN. The published 87.2 needs `paper`."""
-    projections = 3 * shape.tokens * shape.embed_dims**2
-    return cost.mac * (projections + attention_macs(shape, convention) + softmax_macs(shape))
-
-
-def compare_attention(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> AttentionComparison:
-    parts = [row for row in spiking.rows if re.search(r"\.attn\.([qkv]_conv|kv_sum)$", row.name)]
-    ann = attention_twin_pJ(shape, convention, spiking.cost)
-    return AttentionComparison(convention, ann, sum(row.energy_pJ for row in parts) / shape.depths)
+def compare(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> Comparison:
+    """The twin beside one accounting of the spiking network."""
+    macs, cost = ann_macs(shape, convention), spiking.cost
+    parts = {layer(block, part) for block in range(shape.depths) for part in (*QKV, TOKEN_SUM)}
+    attention = sum(row.energy_pJ for row in spiking.rows if row.name in parts) / shape.depths
+    twin = attention_twin_pJ(shape, convention, cost)
+    return Comparison(convention, macs, macs * cost.mac, spiking.total_pJ, twin, attention)

@@ -1,21 +1,22 @@
 """The energy of a Spike-driven Transformer by the paper's formulas (table 1, supplement S1), from rates alone.
 
 The published figure does not say which rate each conv is charged at; `READINGS` are the ways to read it. Rates are
-keyed by the code's names of the spike tensors (`utils.measure.firing`), one value per time step.
+keyed by the code's names of the spike tensors (`utils.measure.sdt.names`), one value per time step.
 
-Legend: D embed_dims, N tokens, T time steps. R-bar is the mean rate of the paper's Q_S, K_S, V_S; R-hat is the sum
+Legend: D channels, N tokens, T time steps. R-bar is the mean rate of the paper's Q_S, K_S, V_S; R-hat is the sum
 of the rates of Q_S and K_S.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.errors import UserError, listed
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow
-from utils.measure.firing import paper_name
-from utils.measure.sdt.shape import SdtShape, layer_paper_name
+from utils.measure.sdt import names
+from utils.measure.sdt.names import QKV, STAGE_LAYERS, STAGE_TENSORS, layer, paper_name, tensor
+from utils.measure.sdt.shape import SdtShape
 
 Rates = Mapping[str, list[float]]
 
@@ -61,11 +62,9 @@ READINGS = (
 
 def rate_names(shape: SdtShape) -> list[str]:
     """The spike tensors whose rates the formulas need."""
-    names = ["MS_SPS_lif", "MS_SPS_lif1", "MS_SPS_lif2", "MS_SPS_lif3"]
-    for i in range(shape.depths):
-        names += [f"MS_SSA_Conv{i}_{part}" for part in ("first_lif", "q_lif", "k_lif", "v_lif", "x_after_qkv")]
-        names += [f"MS_MLP_Conv{i}_{part}" for part in ("fc1_lif", "fc2_lif")]
-    return names + (["head_lif"] if shape.num_classes else [])
+    parts = (names.BLOCK_INPUT, *QKV.values(), *names.ENTERED_BY.values())
+    blocks = [tensor(block, part) for block in range(shape.depths) for part in parts]
+    return [*STAGE_TENSORS, *blocks, *([names.HEAD_TENSOR] if shape.num_classes else [])]
 
 
 def check_rates(shape: SdtShape, rates: Rates, place: str) -> int:
@@ -84,31 +83,31 @@ def check_rates(shape: SdtShape, rates: Rates, place: str) -> int:
     return steps.pop()
 
 
+def token_sum_rate(block: int, rates: Rates) -> list[float]:
+    """R-hat of a block, per step."""
+    _, k, v = (rates[tensor(block, part)] for part in QKV.values())
+    return [rate_k + rate_v for rate_k, rate_v in zip(k, v, strict=True)]
+
+
 def charged_rates(shape: SdtShape, rates: Rates, reading: Reading = PAPER_READING) -> dict[str, list[float]]:
     """The rate per step that each layer of `shape.macs()` is charged at; one entry only where it is charged once."""
-    T = len(rates["MS_SPS_lif"])
-    stages = [rates[name] for name in ("MS_SPS_lif", "MS_SPS_lif1", "MS_SPS_lif2", "MS_SPS_lif3")]
-    block_input = rates["MS_SSA_Conv0_first_lif"]
-    charged = {"patch_embed.proj_conv": {"once": [1.0], "own": stages[0], "full": [1.0] * T}[reading.first]}
+    stages = [rates[name] for name in STAGE_TENSORS]
+    charged = {STAGE_LAYERS[0]: {"once": [1.0], "own": stages[0], "full": [1.0] * len(stages[0])}[reading.first]}
     for i in (1, 2, 3):
-        pooled = shape.pooling_stat[i - 1] == "1"
-        growth = _POOL_GROWTH[i - 1] if reading.stages == "pooled" and pooled else 1.0
+        growth = _POOL_GROWTH[i - 1] if reading.stages == "pooled" and shape.pools(i - 1) else 1.0
         source = stages[i] if reading.stages == "own" else stages[i - 1]
-        charged[f"patch_embed.proj_conv{i}"] = [min(1.0, growth * rate) for rate in source]
-    charged["patch_embed.rpe_conv"] = block_input if reading.position == "own" else stages[3]
-    for b in range(shape.depths):
-        q, k, v, entering, masked = (
-            rates[f"MS_SSA_Conv{b}_{part}"] for part in ("q_lif", "k_lif", "v_lif", "first_lif", "x_after_qkv")
-        )
-        mean = [sum(step) / 3 for step in zip(q, k, v, strict=True)]
-        for part in ("q", "k", "v"):
-            charged[f"block.{b}.attn.{part}_conv"] = mean if reading.qkv == "mean" else entering
-        charged[f"block.{b}.attn.kv_sum"] = [rate_k + rate_v for rate_k, rate_v in zip(k, v, strict=True)]
-        charged[f"block.{b}.attn.proj_conv"] = masked
-        charged[f"block.{b}.mlp.fc1_conv"] = rates[f"MS_MLP_Conv{b}_fc1_lif"]
-        charged[f"block.{b}.mlp.fc2_conv"] = rates[f"MS_MLP_Conv{b}_fc2_lif"]
+        charged[STAGE_LAYERS[i]] = [min(1.0, growth * rate) for rate in source]
+    charged[names.POSITION_LAYER] = rates[tensor(0, names.BLOCK_INPUT)] if reading.position == "own" else stages[3]
+    for block in range(shape.depths):
+        outputs = [rates[tensor(block, part)] for part in QKV.values()]
+        mean = [sum(step) / 3 for step in zip(*outputs, strict=True)]
+        for part in QKV:
+            charged[layer(block, part)] = mean if reading.qkv == "mean" else rates[tensor(block, names.BLOCK_INPUT)]
+        charged[layer(block, names.TOKEN_SUM)] = token_sum_rate(block, rates)
+        for part, entering in names.ENTERED_BY.items():
+            charged[layer(block, part)] = rates[tensor(block, entering)]
     if shape.num_classes:
-        charged["head"] = rates["head_lif"]
+        charged[names.HEAD_LAYER] = rates[names.HEAD_TENSOR]
     return charged
 
 
@@ -120,22 +119,16 @@ def paper_energy(
     The q, k, v convs are charged at the rate of their *outputs* in the published reading, which is far below the
     rate of the spikes that enter them.
     """
-    macs = shape.macs() | {f"block.{b}.attn.kv_sum": shape.tokens * shape.embed_dims for b in range(shape.depths)}
+    macs = shape.macs() | {
+        layer(block, names.TOKEN_SUM): shape.tokens * shape.channels for block in range(shape.depths)
+    }
     rows = []
     for name, rate in charged_rates(shape, rates, reading).items():
-        kind = "MAC" if name == "patch_embed.proj_conv" else "AC"
-        operations = macs[name] * sum(rate)
+        kind, formula, charged = "AC", macs[name] * sum(rate), "MACs x rate of supplement S1"
+        if name == STAGE_LAYERS[0]:
+            kind = "MAC"
         row = EnergyRow(
-            name=name,
-            paper_name=layer_paper_name(name),
-            kind=kind,
-            macs_per_step=macs[name],
-            steps=len(rate),
-            rate=rate,
-            formula_operations=operations,
-            operations=operations,
-            energy_pJ=operations * cost.of(kind),
-            charged="MACs x rate of supplement S1",
+            name, kind, formula, formula * cost.of(kind), charged, paper_name(name), formula_operations=formula
         )
-        rows.append(row)
-    return EnergyReport("paper", reading.cells()[0], cost, len(rates["MS_SPS_lif"]), rows)
+        rows.append(replace(row, macs_per_step=macs[name], steps=len(rate), rate=rate))
+    return EnergyReport("paper", reading.cells()[0], cost, len(rates[STAGE_TENSORS[0]]), rows)

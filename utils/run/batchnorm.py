@@ -1,6 +1,9 @@
-"""BatchNorm with statistics over all processes, for CPU runs; torch's own SyncBatchNorm takes GPU tensors only.
+"""BatchNorm for two special cases: statistics over all processes, and statistics for each copy of an image.
 
-Legend: N batch (time and batch together), C channels, H x W feature map.
+`SyncBatchNormCPU` exists because torch's own SyncBatchNorm takes tensors on a GPU only. Separate statistics for each
+augmented copy of a batch: Xie et al. 2020 (AdvProp).
+
+Legend: N batch (time and batch together), T time steps, S copies, B images per copy, C channels, H x W feature map.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import SplitBatchNorm2d, convert_splitbn_model
 from torch import Tensor, nn
 
 
@@ -62,10 +66,39 @@ class SyncBatchNormCPU(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm of `model` share its statistics over the processes; keys and values stay."""
+    """Make every BatchNorm of `model` share its statistics over the processes; its state dict stays the same."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNormCPU
+    return model
+
+
+class SplitBatchNormOverTime(SplitBatchNorm2d):
+    """timm's split BatchNorm for spiking layers, whose first dimension holds T before the S copies.
+
+    timm splits that dimension in S parts, which would separate the time steps instead of the copies.
+
+    Shape: `[T*S*B, C, H, W]` -> the same. Key names are timm's.
+    """
+
+    time_steps: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            y: Tensor = super().forward(x)
+            return y
+        copies = x.unflatten(0, (self.time_steps, self.num_splits, -1)).transpose(0, 1)  # [S, T, B, C, H, W]
+        parts: Tensor = super().forward(copies.flatten(0, 2))
+        return parts.unflatten(0, (self.num_splits, self.time_steps, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def convert_split_batchnorm(model: nn.Module, copies: int, time_steps: int) -> nn.Module:
+    """Give every BatchNorm of `model` statistics for each of `copies`; the first copy's are evaluated."""
+    model = convert_splitbn_model(model, copies)
+    for module in model.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.__class__ = SplitBatchNormOverTime
+            module.time_steps = time_steps
     return model

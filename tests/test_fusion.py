@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error, under
 from timm.optim import create_optimizer_v2
+from tiny import neuron_on
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainSDT
-from model import SpikeDrivenTransformer
+from model import SpikeDrivenTransformer, sdt, sdt_arguments
+from module.accelerate import accelerate
 from module.kernels import attention as attention_ops
 from module.kernels import batchnorm as norm_ops
 from module.kernels import cpu as cpu_kernels
-from module.kernels import fused
+from module.kernels import fusion
 from module.neuron import make_neuron
 
 SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=2, pooling_stat="0011")
@@ -24,10 +26,10 @@ TOLERANCE = 1e-9
 needs_kernels = pytest.mark.skipif(cpu_kernels.why_unusable() is not None, reason=str(cpu_kernels.why_unusable()))
 
 
-def build(kind: type[SpikeDrivenTransformer] = SpikeDrivenTransformer, **changes) -> SpikeDrivenTransformer:
-    """A model with weights large enough for all layers to fire."""
+def build(kind: type[SpikeDrivenTransformer] | None = None, **changes) -> SpikeDrivenTransformer:
+    """A model with weights large enough for all layers to fire; accelerated unless its class is given."""
     torch.manual_seed(0)
-    model = kind(**SMALL | changes).double()
+    model = (kind or SpikeDrivenTransformer)(**sdt_arguments(**SMALL | changes)).double()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -37,7 +39,7 @@ def build(kind: type[SpikeDrivenTransformer] = SpikeDrivenTransformer, **changes
                 module.running_var.uniform_(0.5, 1.5)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=2.0 / (module.weight[0].numel() ** 0.5))
-    return model
+    return model if kind else accelerate(model)
 
 
 def images(model: SpikeDrivenTransformer, size: int = 16) -> Tensor:
@@ -68,9 +70,10 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     "change", [{}, {"spike_mode": "plif"}, {"dvs_mode": True}, {"mlp_ratios": 1}, {"T": 1}], ids=str
 )
 def test_training_step_equals_the_plain_baseline(change):
-    plain, model = build(PlainSDT, **change), build(**change)
+    published, plain, model = build(PlainSDT, **change), build(SpikeDrivenTransformer, **change), build(**change)
     x = images(model)
-    expected, actual = training_step(plain, x), training_step(model, x)
+    expected, actual = training_step(published, x), training_step(model, x)
+    assert_same(training_step(plain, x), expected)
     assert float(expected["block.1.mlp.fc2_conv.weight"].abs().max()) > 0  # gradients reach every layer's spikes
     assert_same(actual, expected)
 
@@ -91,21 +94,18 @@ def test_evaluation_folded_or_not_equals_the_plain_baseline(change):
         assert relative_error(model.fuse()(x)[0], expected) < TOLERANCE
     # With gradients wanted (a saliency map, say) evaluation runs too, and has them.
     x.requires_grad_()
-    for module in plain.modules():
-        if hasattr(module, "backend_choice"):
-            module.train()  # SpikingJelly's neurons have no gradient in evaluation
     (gradient,) = torch.autograd.grad(build(**change).eval()(x)[0].sum(), x)
-    (expected_gradient,) = torch.autograd.grad(plain(x)[0].sum(), x)
+    (expected_gradient,) = torch.autograd.grad(build(SpikeDrivenTransformer, **change).eval()(x)[0].sum(), x)
     assert relative_error(gradient, expected_gradient) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", FORWARD_FILES)
 def test_folded_model_has_the_golden_logits(name):
     meta, tensors = load_tensors(name)
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model = sdt(**model_arguments(meta["cfg"])).double()
     model.load_state_dict(under(tensors, "state"), strict=True)
     with torch.no_grad():
-        logits, _ = model.eval().fuse()(tensors["input"])
+        logits, _ = accelerate(model.eval().fuse())(tensors["input"])
     assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
@@ -166,7 +166,7 @@ def test_checkpointing_changes_no_number_and_keeps_less():
             model.train()(images(model))
         return count
 
-    for change in ({}, {"spike_mode": "plif", "backend": "torch"}):
+    for change in ({}, {"spike_mode": "plif"}):
         expected = training_step(build(**change), images(build()))
         model = build(**change)
         model.set_grad_checkpointing()
@@ -178,12 +178,12 @@ def test_checkpointing_changes_no_number_and_keeps_less():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_norm_and_neuron_fire_as_apart_in_low_precision(dtype):
     torch.manual_seed(5)
-    norm, neuron = nn.BatchNorm2d(24), make_neuron(backend="torch")
+    norm, neuron = nn.BatchNorm2d(24), make_neuron()
     x = (3 * torch.randn(4, 2, 24, 6, 6)).to(dtype)
-    assert not fused.can_fuse_neurons(x, neuron)
-    apart = fused.norm_neuron(norm, neuron, x)
+    assert not fusion.can_fuse_neurons(x, neuron)
+    apart = fusion.norm_neuron(norm, neuron, x)
     ours = nn.BatchNorm2d(24)
-    together = fused.norm_neuron(ours, make_neuron(backend="cpp"), x)
+    together = fusion.norm_neuron(ours, neuron_on("cpp"), x)
     assert together.dtype == dtype
     # Apart, the normalised value is rounded to the dtype before it charges the neuron: it may fire at another step
     # where it comes within that rounding of the threshold.
@@ -224,11 +224,12 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(training):
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_thirty_training_steps_have_the_golden_losses(name):
     meta, tensors = load_tensors(f"trajectory_{name}")
-    model = SpikeDrivenTransformer(**model_arguments(meta["cfg"])).double()
+    model = sdt(**model_arguments(meta["cfg"])).double()
     model.load_state_dict(under(tensors, "init"), strict=True)
     settings = dict(lr=meta["lr"], weight_decay=meta["weight_decay"], filter_bias_and_bn=True)
     optimizer = create_optimizer_v2(model, opt=meta["opt"], **settings)
     inputs, targets = tensors["inputs"], tensors["targets"]
+    accelerate(model)
     losses = []
     for step in range(meta["steps"]):
         at = step % len(inputs)

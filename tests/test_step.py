@@ -1,4 +1,4 @@
-"""The training and the evaluation loop: sums weighed right, and no update from a number that is not finite."""
+"""The training loop: sums weighed right, and no update from a number that is not finite."""
 
 from __future__ import annotations
 
@@ -7,36 +7,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import lively, tiny
+from tiny import Linear, lively, tiny
 from torch import nn
 
 from utils.config.parse import config_from
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
-from utils.train.step import TrainStep, evaluate, train_one_epoch
+from utils.train.step import TrainStep, train_one_epoch
 
 CPU = torch.device("cpu")
 ALONE = Process(rank=0, world_size=1, device=CPU)
 PLAIN = Precision(config_from({}), CPU)
 IMAGES, LABELS = torch.randn(23, 6, generator=torch.Generator().manual_seed(0)), torch.arange(23) % 7
-
-
-class Linear(nn.Module):
-    """A model of one layer with the calling convention of the real one."""
-
-    def __init__(self, classes=7, steps=0):
-        super().__init__()
-        torch.manual_seed(0)
-        self.steps = steps
-        self.stem = nn.Linear(6, 6)
-        self.head = nn.Linear(6, classes)
-
-    def forward(self, x, hook=None):
-        logits = self.head(self.stem(x))
-        if self.steps:  # [T, B, K], different at each step
-            logits = torch.stack([logits * (t + 1) for t in range(self.steps)])
-        return logits, hook
 
 
 def batches(size, images=IMAGES, labels=LABELS):
@@ -53,52 +36,11 @@ def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("size", [1, 5, 7, 22, 23])
-def test_evaluation_equals_a_plain_computation_for_any_batch_size(size):
-    model = Linear()
-    result = evaluate(model, batches(size), PLAIN, ALONE)
-    with torch.no_grad():
-        logits = model(IMAGES)[0].double()
-    order = [sorted(range(7), key=row.__getitem__, reverse=True) for row in logits.tolist()]
-    top1 = sum(ranked[0] == label for ranked, label in zip(order, LABELS.tolist(), strict=True))
-    top5 = sum(label in ranked[:5] for ranked, label in zip(order, LABELS.tolist(), strict=True))
-    assert (result.top1, result.top5) == (100 * top1 / 23, 100 * top5 / 23)
-    assert 0 < result.top1 < result.top5 < 100
-    assert result.loss == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-7)
-    assert result.samples == 23
-    assert result.images_per_second > 0
-
-
-def test_logits_of_each_step_are_averaged_in_evaluation():
-    stepwise, single = Linear(steps=3), Linear()
-    with torch.no_grad():
-        single.head.weight *= 2  # the mean of 1, 2 and 3 times the logits
-        single.head.bias *= 2
-    a, b = (evaluate(model, batches(10), PLAIN, ALONE) for model in (stepwise, single))
-    assert (a.top1, a.top5) == (b.top1, b.top5)
-    assert a.loss == pytest.approx(b.loss, rel=1e-6)
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_with_fewer_than_five_classes_all_are_in_the_top_five(classes):
-    result = evaluate(Linear(classes), batches(6, labels=LABELS % classes), PLAIN, ALONE)
-    assert result.top5 == 100
-    assert result.top1 < 100
-
-
-def test_evaluation_switches_to_eval_mode_and_records_no_gradient():
-    model = lively(tiny()).train()
-    before = weights(model)
-    evaluate(model, [(torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2]))], PLAIN, ALONE)
-    assert not model.training
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-
-
 def test_training_equals_a_plain_loop_and_weighs_the_last_batch_by_its_size():
     model = Linear()
     twin = copy.deepcopy(model)
     steps = []
-    result = train(model, batches(10), on_step=lambda tally: steps.append((tally.steps, tally.mean_loss())))
+    result = train(model, batches(10), on_step=lambda sums: steps.append((sums.steps, sums.mean_loss())))
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
     total, running = 0.0, []
     for step, (x, y) in enumerate(batches(10)):
@@ -192,7 +134,7 @@ def test_loss_scaling_that_leaves_out_every_update_ends_the_run():
     with torch.no_grad():
         model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
     loader = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))] * (MOST_SKIPPED_UPDATES - 1)
-    train(model, loader, precision=precision, on_step=lambda tally: done.append(tally.steps))
+    train(model, loader, precision=precision, on_step=lambda sums: done.append(sums.steps))
     assert len(done) == int(precision.skipped_updates) == MOST_SKIPPED_UPDATES - 1
     message = poisoned(model, loader, precision=precision)  # the count goes on in the next epoch
     assert message.startswith(f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step 0, ")
@@ -239,7 +181,7 @@ def test_loss_scaling_that_finds_its_scale_goes_on(when, most):
         batches(10)[:1] * 2 * MOST_SKIPPED_UPDATES,
         precision=precision,
         loss_fn=Overflowing(when),
-        on_step=lambda tally: skipped.append(int(precision.skipped_updates)),
+        on_step=lambda sums: skipped.append(int(precision.skipped_updates)),
     )
     assert (max(skipped), min(skipped)) == (most, 0)
     assert not torch.equal(model.head.weight, before["head.weight"])

@@ -1,0 +1,62 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from utils.errors import UserError
+from utils.files import cache_folder, replacing
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path, durable):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with replacing(tmp_path / "a.txt") as one, replacing(tmp_path / "a.txt") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a.txt").read_text() == "one"  # renamed last
+
+
+def test_an_interruption_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_cache_folder_is_the_one_of_the_compiled_kernels(monkeypatch, tmp_path):
+    from module.kernels import native
+
+    variables = (native.CACHE_VARIABLE, "XDG_CACHE_HOME")
+    for name in (*variables, "HOME"):
+        for variable in variables:
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(name, str(tmp_path))
+        assert cache_folder() == native.cache_folder()
+
+
+def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch):
+    for name in ("SDT_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("utils.files.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine")))
+    with pytest.raises(UserError, match=r"no home folder .*set SDT_CACHE_DIR"):
+        cache_folder()
