@@ -246,7 +246,8 @@ def test_optional_parts_are_optional():
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_weights_have_channels_innermost_where_it_is_asked_for(asked):
-    cfg, process = settings(model="sdt", layer=1, dim=16, num_heads=2, channels_last=asked), Process(0, 1, CPU)
+    sizes = dict(layer=1, dim=16, num_heads=2, img_size=16)
+    cfg, process = settings(model="sdt", **sizes, channels_last=asked), Process(0, 1, CPU)
     model, _ = prepare_for_training(cfg, build_model(cfg), process, Precision(cfg, CPU))
     assert model.patch_embed.proj_conv1.weight.is_contiguous(memory_format=torch.channels_last) == asked
 
