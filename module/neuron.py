@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,20 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     from spikingjelly.activation_based import neuron as sj_neuron
     from spikingjelly.activation_based import surrogate as sj_surrogate
+    from spikingjelly.activation_based.auto_cuda import base as sj_cuda
+
+
+class _NumPyWithInt:
+    """numpy as SpikingJelly 0.0.0.0.14 knows it: its CuPy kernels ask for `np.int`, which NumPy removed in 1.24."""
+
+    int = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+
+# Only for the one file of SpikingJelly that asks, so that nobody else's numpy changes.
+sj_cuda.np = _NumPyWithInt()
 
 NEURON_DTYPES = ("float32", "input")
 SURROGATES: dict[str, Callable[..., nn.Module]] = {

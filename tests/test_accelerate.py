@@ -194,7 +194,7 @@ WRONG = {
         ["MS_SPS", "MS_SSA_Conv", "MS_MLP_Conv"],
     ),
     "mask": (
-        attention, "attend", lambda q, d, th, a, f=attention.attend: f(q, d, 3 * th, a), ["MS_SSA_Conv"],
+        attention, "attend", lambda q, d, th, a, keep, f=attention.attend: f(q, d, 3 * th, a, keep), ["MS_SSA_Conv"],
     ),
     "pool": (pool, "max_pool", lambda x: nn.functional.avg_pool2d(x, 3, 2, 1), ["MS_SPS"]),
 }  # fmt: skip

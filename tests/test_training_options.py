@@ -83,7 +83,7 @@ OPTIONS = {
 
 
 # These change where or how fast something is computed, or what is kept or called how, not what is learned.
-# The kernels put channels innermost in any case, so `channels_last` changes no number: its layout is tested in test_step.py
+# The kernels put channels innermost in any case, so `channels_last` changes no number; for it see test_contract.py.
 SAME_WEIGHTS = {
     "a named size",
     "channels last",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from module.kernels import cpu
-from module.kernels.lif import lif, state_dtype
+from module.kernels.cpu import state_dtype
+from module.kernels.lif import lif
 from module.kernels.substitute import Context, Substitute
 from module.neuron import LIF, ParametricLIF, sj_neuron, sj_surrogate
 
