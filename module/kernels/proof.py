@@ -145,7 +145,10 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
         if shifted == INPUT:
             x = (x + _shift(neuron, x)[:, None, None]).bfloat16().double()
         else:
-            bias = part.get_submodule(shifted).bias
+            norm = part.get_submodule(shifted)
+            if isinstance(norm, nn.Identity):  # BatchNorm was folded into the convolution before it
+                norm = part.get_submodule(shifted.replace("_bn", "_conv"))
+            bias = norm.bias
             assert isinstance(bias, Tensor)
             bias.zero_()
             bias.copy_(_shift(neuron, _current(part, neuron, x)))
