@@ -12,8 +12,10 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,20 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     from spikingjelly.activation_based import neuron as sj_neuron
     from spikingjelly.activation_based import surrogate as sj_surrogate
+    from spikingjelly.activation_based.auto_cuda import base as sj_cuda
+
+
+class _NumPyWithInt:
+    """numpy as SpikingJelly 0.0.0.0.14 knows it: its CuPy kernels ask for `np.int`, which NumPy removed in 1.24."""
+
+    int = int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+
+# Only for the one file of SpikingJelly that asks, so that nobody else's numpy changes.
+sj_cuda.np = _NumPyWithInt()
 
 NEURON_DTYPES = ("float32", "input")
 SURROGATES: dict[str, Callable[..., nn.Module]] = {
@@ -57,7 +73,8 @@ class SpikingNode(nn.Module):
         # Neither autocast nor a half-precision input may lower the state's precision unless asked to: near the
         # threshold, rounding decides whether a neuron fires.
         half = x_seq.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(x_seq.device.type, enabled=False):
+        kind = x_seq.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             try:
                 spikes = super().forward(x_seq.float() if half and self.neuron_dtype == "float32" else x_seq)
             finally:

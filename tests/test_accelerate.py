@@ -194,7 +194,7 @@ WRONG = {
         ["MS_SPS", "MS_SSA_Conv", "MS_MLP_Conv"],
     ),
     "mask": (
-        attention, "attend", lambda q, d, th, a, f=attention.attend: f(q, d, 3 * th, a), ["MS_SSA_Conv"],
+        attention, "attend", lambda q, d, th, a, keep, f=attention.attend: f(q, d, 3 * th, a, keep), ["MS_SSA_Conv"],
     ),
     "pool": (pool, "max_pool", lambda x: nn.functional.avg_pool2d(x, 3, 2, 1), ["MS_SPS"]),
 }  # fmt: skip
@@ -360,6 +360,21 @@ def test_shapes_can_be_computed_without_a_device(engine):
         model = accelerate(tiny(), engine=engine, prove=False)
         logits, _ = model(torch.empty(3, 3, 16, 16))
     assert logits.shape == (3, 5)
+
+
+def test_a_plain_model_computes_shapes_without_a_device():
+    with torch.device("meta"):
+        assert tiny()(torch.empty(3, 3, 16, 16))[0].shape == (3, 5)
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_a_folded_model_is_accelerated_after_its_proof(engine):
+    model = built().eval().fuse()
+    plain = copy.deepcopy(model)
+    accelerate(model, engine=engine, training=False)
+    assert [row.part for row in rows(model) if row.runs_as == "plain"] == []
+    with torch.no_grad():
+        torch.testing.assert_close(model(images())[0], plain(images())[0], **CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,15 @@ import pytest
 import torch
 from golden import load_json
 
-from benchmarks import children, compare, measure, sizes
+import model
+from benchmarks import before_after, children, compare, measure, plain, sizes
 from benchmarks.candidates import Candidate
+from module.kernels import cpu
+from module.kernels.parts import FusedPart
+from module.kernels.substitute import Substitute
+from module.neuron import SpikingNode, sj_neuron
+
+CPU = torch.device("cpu")
 
 
 def test_rounds_are_interleaved_and_start_with_another_candidate_each_time():
@@ -31,8 +38,95 @@ def test_speedup_is_the_median_of_the_ratios_within_rounds():
         measure.Spread.of([])
 
 
+def test_a_failing_candidate_is_a_row_with_its_reason_and_the_others_go_on(capsys):
+    calls: list[str] = []
+
+    def second_call_fails() -> None:
+        calls.append("b")
+        if calls.count("b") == 2:
+            raise KeyError("kernel")
+
+    def cannot_be_built() -> measure.Call:
+        raise ValueError("no such device\nmore")
+
+    candidates = {"a": lambda: calls.append("a"), "b": second_call_fails, "c": measure.on_first_call(cannot_be_built)}
+    seconds = measure.interleave(candidates, rounds=3)
+    assert list(seconds) == ["a"]
+    assert len(seconds["a"]) == 3
+    assert seconds.failed == {"b": "KeyError: 'kernel'", "c": "ValueError: no such device"}
+    assert calls.count("b") == 2
+    gain = measure.speedup(seconds, "c", "a").median
+    measure.print_table(["name", "speed-up"], [["a", f"{gain:.1f}"]], seconds.failed)
+    measure.print_json("test", {"a": gain}, failed=seconds.failed)
+    out, err = capsys.readouterr()
+    assert "| c    | failed: ValueError: no such device |" in out
+    assert json.loads(out.splitlines()[-1])["results"] == {"a": None}  # NaN is no JSON
+    assert "second_call_fails" in err  # a fault of the code leaves its traceback
+    assert "cannot_be_built" not in err
+
+
+def test_what_is_made_on_the_first_call_is_made_once():
+    made: list[int] = []
+
+    def make() -> measure.Call:
+        made.append(1)
+        return lambda: len(made)
+
+    call = measure.on_first_call(make)
+    assert not made
+    assert [call(), call()] == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["lif", "plif"])
+def test_the_baseline_runs_spikingjellys_neurons_whatever_stands_in_module(mode, monkeypatch):
+    monkeypatch.setattr(SpikingNode, "forward", None)
+    network = plain.PlainSDT(**sizes.arguments("digits"), spike_mode=mode)
+    nodes = [m for m in network.modules() if isinstance(m, sj_neuron.BaseNode)]
+    kind = {"lif": sj_neuron.LIFNode, "plif": sj_neuron.ParametricLIFNode}[mode]
+    for method in ("multi_step_forward", "single_step_forward", "neuronal_charge", "neuronal_fire", "neuronal_reset"):
+        assert all(getattr(type(node), method) is getattr(kind, method) for node in nodes)
+    assert not any(isinstance(m, Substitute | SpikingNode) for m in network.modules())
+    x, _ = sizes.batch("digits", 2, CPU)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x)[0], network(x[[0, 1]])[0])  # the state lasts for one forward pass
+        assert network(x[:1])[0].shape == (1, 10)
+
+
+def test_the_baselines_state_is_float32_for_16_bit_inputs():
+    x = torch.randn(4, 8, 16, 32, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    neuron = plain.neuron()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spikes = neuron(x)
+    assert spikes.dtype == torch.bfloat16
+    assert torch.equal(spikes, neuron(x.float()).bfloat16())
+    assert not torch.equal(spikes, plain.neuron(neuron_dtype="input")(x))
+    with pytest.raises(ValueError, match=r"qif.*lif and plif"):
+        plain.neuron("qif")
+
+
+@pytest.mark.skipif(cpu.why_unusable() is not None, reason=str(cpu.why_unusable()))
+def test_ours_is_accelerated_and_unaccelerated_is_not():
+    parts = {
+        name: [
+            m for m in Candidate(name).build("digits", CPU, training=False)[0].modules() if isinstance(m, Substitute)
+        ]
+        for name in ("ours:fp32:fuse", "ours:fp32:unaccelerated", "plain:fp32", "plain:fp32:cpp")
+    }
+    assert sum(isinstance(part, FusedPart) for part in parts["ours:fp32:fuse"]) == 3
+    assert not parts["ours:fp32:unaccelerated"]
+    assert not parts["plain:fp32"]
+    assert parts["plain:fp32:cpp"]
+    assert not any(isinstance(part, FusedPart) for part in parts["plain:fp32:cpp"])
+
+
+@pytest.mark.parametrize("name", ["ours", "our:fp32", "ours:fp64", "ours:fp32:fused"])
+def test_an_unknown_candidate_is_told_with_the_known_words(name):
+    with pytest.raises(ValueError, match=f"{name}' is not .*bf16.*unaccelerated"):
+        Candidate(name).build("digits", CPU, training=False)
+
+
 def test_peak_memory_sees_what_was_freed_again():
-    with measure.PeakMemory(torch.device("cpu")) as memory:
+    with measure.PeakMemory(CPU) as memory:
         block = torch.ones(64 * 2**20)  # 256 MiB
         del block
     assert memory.peak - memory.before > 200
@@ -52,11 +146,43 @@ def test_a_failing_child_is_reported_with_its_message():
         children.in_child("benchmarks.no_such_benchmark", [])
 
 
+def test_a_child_does_one_step_per_call_and_its_reason_comes_back():
+    answers = "print('a word' if i else '', 'failed: bad' if i else 'done', sep='\\n', flush=True)"
+    serve = f"import sys\nfor i, _ in enumerate(sys.stdin): {answers}"
+    with children.SteppingChild([sys.executable, "-c", serve], {}) as step:
+        step()
+        with pytest.raises(RuntimeError, match="failed: bad"):
+            step()
+    with (
+        children.SteppingChild([sys.executable, "-c", ""], {}) as step,
+        pytest.raises(RuntimeError, match="the process ended"),
+    ):
+        step()
+
+
+def test_before_and_after_run_the_same_rows_by_the_old_arguments_and_by_accelerate(monkeypatch):
+    before_after.step_of("digits evaluate fp32 fuse", 2, CPU)()
+    given: list[dict[str, object]] = []
+
+    def old_sdt(*, engine: str = "dense", bf16_input_grad: bool = False, **arguments: object) -> torch.nn.Module:
+        given.append({"engine": engine, "bf16_input_grad": bf16_input_grad})
+        return model.SpikeDrivenTransformer(img_size=32, in_channels=1, num_classes=10, embed_dims=8, num_heads=1)
+
+    real = before_after.found
+    monkeypatch.setattr("model.sdt", old_sdt)
+    monkeypatch.setattr(before_after, "found", lambda *places: None if "accelerate" in places[0] else real(*places))
+    for row in ("digits train fp32", "digits train fp32 sparse bf16-grad"):
+        before_after.step_of(row, 2, CPU)()
+    assert given == [
+        {"engine": "dense", "bf16_input_grad": False},
+        {"engine": "event", "bf16_input_grad": True},
+    ]
+
+
 def test_training_step_and_evaluation_of_each_kind_agree_on_the_loss():
-    device = torch.device("cpu")
-    losses = {name: Candidate(name).training_step("digits", 2, device)() for name in ("plain:fp32", "ours:fp32")}
+    losses = {name: Candidate(name).training_step("digits", 2, CPU)() for name in ("plain:fp32", "ours:fp32")}
     assert losses["ours:fp32"] == pytest.approx(losses["plain:fp32"], rel=1e-3)
-    plain, ours = (Candidate(name).evaluation("digits", 2, device)() for name in ("plain:fp32", "ours:fp32:fuse"))
+    plain, ours = (Candidate(name).evaluation("digits", 2, CPU)() for name in ("plain:fp32", "ours:fp32:fuse"))
     assert torch.allclose(plain, ours, atol=1e-3)
 
 
@@ -70,3 +196,4 @@ def test_a_benchmark_ends_in_one_json_line_with_the_machine():
     assert line["machine"]["cpu"]
     assert line["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert line["results"]["lean forward"]["ms"] > 0
+    assert "not on a CUDA device" in line["failed"]["cupy"]

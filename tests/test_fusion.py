@@ -203,7 +203,7 @@ def test_operator_checks_of_torch_pass(layout):
     torch.library.opcheck(norm_ops.bn_add, (x, weight, bias, torch.randn_like(x).requires_grad_(), 1e-5))
     torch.library.opcheck(norm_ops.bn_add, (x, weight, bias, None, 1e-5))
     spikes = (torch.rand(6, 12, 3, 5) < 0.5).float().contiguous(memory_format=layout).unflatten(0, (3, 2))
-    torch.library.opcheck(attention_ops.attend, (spikes.detach().requires_grad_(), decay, 0.5, 4.0))
+    torch.library.opcheck(attention_ops.attend, (spikes.detach().requires_grad_(), decay, 0.5, 4.0, True))
     with torch.no_grad():
         torch.library.opcheck(norm_ops.affine_lif, (x.detach(), weight, bias, decay, 3, 1.0))
         torch.library.opcheck(norm_ops.affine_add, (x.detach(), weight, bias, torch.randn_like(x)))

@@ -1,52 +1,183 @@
-"""Run by test_neuron_backends.py with TRITON_INTERPRET=1: the Triton kernels against SpikingJelly's torch neuron."""
+"""Run by test_neuron_backends.py with TRITON_INTERPRET=1: the Triton kernels against float64.
+
+Every function of the kernels in each dtype, for several T, odd sizes, an input that is the same at each step, and both
+neurons; then the parts of a model, by the proof of `accelerate`.
+"""
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from tiny import neuron_on
+import torch.nn.functional as F
+from tiny import neuron_on, tiny
+from torch import Tensor, nn
 
+from module.accelerate import accelerate, rows
+from module.kernels import attention, batchnorm, pool
+from module.kernels.cpu import state_dtype
 from module.kernels.lif import lif
+from module.neuron import make_neuron
 
-# As in the tests of the other backends; the interpreter rounds to bfloat16 towards zero.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+# Roundings of the dtype; the interpreter rounds to bfloat16 towards zero.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# T steps of [B, C, H, W]; the last is the same at each of three steps. More than one block, and not whole ones.
+SHAPES = ((4, 3, 5, 7, 5), (1, 2, 70, 3, 4), (11, 1, 3, 13, 1), (1, 3, 9, 5, 5))
+SAME = SHAPES[-1]
+
+
+def draw(*shape: int, seed: int = 4) -> Tensor:
+    """Values that 16 bits hold exactly, channels innermost."""
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    x = x.bfloat16().half().double()  # the same values in every dtype
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def check(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for name, value in expected.items():
+        size = float(value.double().abs().max().clamp_min(1e-300))
+        error = float((actual[name].double() - value).abs().max()) / size
+        allowed = 0.0 if name == "spikes" else TOLERANCE[dtype] * (10 if name == "decay" else 1)
+        assert error <= allowed, (what, dtype, name, error)
+
+
+def gradients(out: Tensor, g: Tensor, **leaves: Tensor) -> dict[str, Tensor]:
+    out.backward(g.to(out.dtype))
+    return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().to(dtype).requires_grad_()
+
+
+def neurons(dtype: torch.dtype, shape: tuple[int, ...], mode: str) -> None:
+    x, steps = draw(*shape), 3 if shape == SAME else shape[0]
+    g = draw(steps, *shape[1:], seed=5)
+    plain = make_neuron(mode).double()
+    reference = leaf(x, torch.float64)
+    spikes = plain(reference.expand(steps, *shape[1:]))
+    expected = {"spikes": spikes.detach()} | gradients(spikes, g, x=reference, **dict(plain.named_parameters()))
+    neuron = neuron_on("triton", mode)
+    neuron = neuron.double() if dtype == torch.float64 else neuron
+    own = leaf(x, dtype)
+    fired = lif(own, neuron.decay(own), steps, *neuron.constants(), "triton")
+    actual = {"spikes": fired.detach()} | gradients(fired, g, x=own, **dict(neuron.named_parameters()))
+    for found in (actual, expected):
+        found["decay"] = found.pop("w", torch.zeros(()))
+    check(f"{mode} {shape}", actual, expected, dtype)
+
+
+def norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """BatchNorm with a neuron, with a shortcut, and both in evaluation; channels far from zero too."""
+    C, steps = shape[2], 3 if shape == SAME else shape[0]
+    x = (draw(*shape) + 8 * torch.arange(C).remainder(3)[:, None, None]).bfloat16().double()
+    weight, bias = 0.8 + torch.rand(C).double(), torch.rand(C).double()
+    decay = torch.tensor(0.4, dtype=torch.float64)
+    results = []
+    for kind in (torch.float64, dtype):
+        state = state_dtype(kind)
+        own, w, b = leaf(x, kind), leaf(weight, state), leaf(bias, state)
+        d = leaf(decay, state)
+        if kind is torch.float64:
+            norm = nn.BatchNorm2d(C, eps=1e-5).double()
+            norm.weight, norm.bias = nn.Parameter(w), nn.Parameter(b)
+            w, b = norm.weight, norm.bias
+            y = norm(own.flatten(0, 1)).unflatten(0, shape[:2])
+            # The surrogate of the plain operations: torch's own float64 kernel of the neuron.
+            spikes = lif(y, d, steps, 1.0, 4.0, "lean")
+            mean, var = x.mean(dim=(0, 1, 3, 4)), x.var(dim=(0, 1, 3, 4), unbiased=False)
+        else:
+            spikes, mean, var = batchnorm.bn_lif(own, w, b, d, steps, 1e-5, 1.0, 4.0)
+        # Where a potential is next to the threshold, rounding decides: those gradients are left out.
+        found = {"fired": spikes.detach().double().mean(), "mean": mean, "var": var}
+        results.append((found, spikes, (own, w, b, d)))
+    (exact, spikes, leaves), (found, fired, own_leaves) = results
+    same = bool((spikes == fired).all())
+    g = draw(steps, *shape[1:], seed=5)
+    names = ("x", "weight", "bias", "decay")
+    expected = exact | (gradients(spikes, g, **dict(zip(names, leaves, strict=True))) if same else {})
+    actual = found | gradients(fired, g, **dict(zip(names, own_leaves, strict=True)))
+    assert same or dtype in (torch.float16, torch.bfloat16, torch.float32), "spikes differ in float64"
+    assert (spikes != fired).double().mean() < 0.01
+    check(f"BatchNorm and neuron {shape}", actual, expected, dtype)
+
+    residual = draw(*shape, seed=6)
+    results = []
+    for kind in (torch.float64, dtype):
+        own, w, b, r = (
+            leaf(x, kind),
+            leaf(weight, state_dtype(kind)),
+            leaf(bias, state_dtype(kind)),
+            leaf(residual, kind),
+        )
+        if kind is torch.float64:
+            out = F.batch_norm(own.flatten(0, 1), None, None, w, b, training=True).unflatten(0, shape[:2]) + r
+        else:
+            out, *_ = batchnorm.bn_add(own, w, b, r, 1e-5)
+        grads = gradients(out, draw(*shape, seed=5), x=own, weight=w, bias=b, residual=r)
+        results.append({"out": out.detach()} | grads)
+    check(f"BatchNorm and shortcut {shape}", results[1], results[0], dtype)
+
+    with torch.no_grad():
+        args = (own.detach(), weight, bias)
+        results_added = batchnorm.affine_add(*args, residual.to(dtype))
+        affine = x * weight[:, None, None] + bias[:, None, None]
+        check("affine", {"out": results_added}, {"out": affine + residual}, dtype)
+        fired = batchnorm.affine_lif(*args, d.detach(), steps, 1.0)
+        expected_spikes = lif(affine, decay, steps, 1.0, 4.0, "lean")
+        assert (fired != expected_spikes).double().mean() < 0.01
+
+
+def pools(dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
+    x = draw(1, *size)[0]
+    x = x.masked_fill(x < 0, 0.0)  # many equal values
+    results = []
+    for kind in (torch.float64, dtype):
+        own = leaf(x, kind).contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+        out = F.max_pool2d(own, 3, 2, 1) if kind is torch.float64 else pool.max_pool(own)
+        results.append({"spikes": out.detach()} | gradients(out, draw(1, *out.shape, seed=5)[0], x=own))
+    check(f"pool {size}", results[1], results[0], dtype)
+
+
+def attentions(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    T, B, D, H, W = shape
+    qkv = (draw(T, B, 3 * D, H, W) > 0.5).double()
+    results = []
+    for kind in (torch.float64, dtype):
+        own, d = leaf(qkv, kind), leaf(torch.tensor(0.4), state_dtype(kind))
+        if kind is torch.float64:
+            q, k, v = own.chunk(3, dim=2)
+            mask = lif((k * v).sum(dim=(3, 4), keepdim=True), d, T, 0.5, 4.0, "lean")
+            out = q * mask
+        else:
+            out, *_ = attention.attend(own, d, 0.5, 4.0, True)
+            with torch.no_grad():
+                assert torch.equal(out, attention.attend(own, d, 0.5, 4.0, False)[0])
+        results.append({"spikes": out.detach()} | gradients(out, draw(*shape, seed=5), x=own, decay=d))
+    check(f"attention {shape}", results[1], results[0], dtype)
+
+
+def parts() -> None:
+    """The proof at the start accepts the parts of a model, with both neurons, and they are attached."""
+    for mode in ("lif", "plif"):
+        model = accelerate(tiny(spike_mode=mode).double(), neuron_backend="triton")
+        for row in rows(model):
+            assert row.runs_as != "plain", row
 
 
 def main() -> None:
-    count = 0
-    for dtype, tolerance in TOLERANCE.items():
-        for mode in ("lif", "plif"):
-            # 11 steps take the other path of the backward kernel; 5 * 3 * 71 elements are more than one block.
-            for shape in ((4, 3, 5, 71), (1, 2, 3), (11, 2, 13), (1, 5, 7)):
-                random = torch.Generator().manual_seed(4)
-                x = (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype)
-                steps = 3 if shape == (1, 5, 7) else shape[0]  # the same input at each step
-                g = torch.randn((steps, *shape[1:]), generator=random, dtype=torch.float64).to(dtype)
-                compare(mode, x, g, steps, tolerance)
-                count += 1
-    print(f"{count} comparisons")
-
-
-def compare(mode: str, x: torch.Tensor, g: torch.Tensor, steps: int, tolerance: float) -> None:
-    results = []
-    for backend in ("torch", "triton"):
-        neuron = neuron_on(backend, mode)
-        if x.dtype == torch.float64:
-            neuron = neuron.double()
-        leaf = x.clone().requires_grad_()
-        if backend == "torch":
-            spikes = neuron(leaf.expand(steps, *x.shape[1:]) if steps != len(x) else leaf)
-        else:
-            spikes = lif(leaf, neuron.decay(leaf), steps, *neuron.constants(), "triton")
-        spikes.backward(g)
-        results.append((spikes.detach(), leaf.grad, neuron.w.grad if mode == "plif" else torch.zeros(())))
-    (spikes, gx, gw), (spikes2, gx2, gw2) = results
-    assert torch.equal(spikes, spikes2)
-    for expected, actual, allowed in ((gx, gx2, tolerance), (gw, gw2, 10 * tolerance)):
-        difference = float(
-            (expected.double() - actual.double()).abs().max() / expected.double().abs().max().clamp_min(1e-300)
-        )
-        assert difference <= allowed, (mode, x.dtype, x.shape, difference)
+    for dtype in TOLERANCE:
+        for shape in SHAPES if dtype == torch.float32 else (SHAPES[1], SAME):
+            for mode in ("lif", "plif"):
+                neurons(dtype, shape, mode)
+            norms(dtype, shape)
+            if shape != SAME:
+                attentions(dtype, shape)
+        for size in ((2, 5, 7, 5), (1, 70, 1, 4), (1, 3, 8, 8)):
+            pools(dtype, size)
+    parts()
+    print("all equal")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,9 +7,10 @@ import importlib
 import logging
 
 import torch
+from torch import Tensor
 
-from module.kernels import cpu
-from module.neuron import sj_neuron
+from module.kernels import cpu, triton_device
+from module.neuron import make_neuron, sj_neuron
 
 _logger = logging.getLogger("sdt")
 
@@ -23,15 +24,13 @@ CUPY_DTYPES = (torch.float32, torch.float16)
 def why_not(backend: str, device: torch.device) -> str | None:
     """The reason why a backend cannot run on a device, or None."""
     if backend == "cupy":
-        return why_cupy_cannot_be_used() if device.type == "cuda" else f"the model is on {device}, not on a CUDA device"
+        if device.type != "cuda":
+            return f"the model is on {device}, not on a CUDA device"
+        return why_cupy_cannot_be_used(device)
     if backend == "cpp":
         return cpu.why_unusable() if device.type == "cpu" else f"the model is on {device}, not on a CPU"
     if backend == "triton":
-        from module.kernels import lif_triton  # triton takes long to import
-
-        if device.type != "cuda" and not lif_triton.interpreted():
-            return f"the model is on {device}, not on a CUDA device"
-        return lif_triton.why_unusable()
+        return triton_device.why_not(device)
     return None
 
 
@@ -60,12 +59,12 @@ def choose_backend(choice: str, device: torch.device) -> str:
 
 
 @functools.cache
-def why_cupy_cannot_be_used() -> str | None:
-    """The true reason why SpikingJelly's CuPy kernels cannot run here, or None when they can.
+def why_cupy_cannot_be_used(device: torch.device = torch.device("cuda")) -> str | None:  # noqa: B008
+    """The true reason why SpikingJelly's CuPy kernels cannot run on a device, or None when they can.
 
     SpikingJelly catches every exception around `import cupy` and later reports only that CuPy is not installed;
-    this follows the same imports and keeps the exception. The last check runs a kernel, since an installed CuPy
-    may have been built for another CUDA version than the driver's.
+    this follows the same imports and keeps the exception. Then SpikingJelly's own neurons run there, since much
+    else can break: CuPy may have been built for another CUDA version than the driver's.
     """
     steps = (
         ("importing cupy", lambda: importlib.import_module("cupy")),
@@ -86,15 +85,24 @@ def why_cupy_cannot_be_used() -> str | None:
         return "SpikingJelly could not import CuPy when it was first loaded; restart the process"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    try:
-        import cupy
+    return why_cupy_nodes_fail(device)
 
-        with cupy.cuda.Device(torch.cuda.current_device()):
-            # User-defined kernels are what SpikingJelly launches, so this compiles one.
-            double = cupy.RawKernel(r'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2.0f; }', "twice")
-            x = cupy.ones(4, dtype=cupy.float32)
-            double((1,), (4,), (x,))
-            total = float(x.sum())
-    except Exception as error:
-        return f"compiling and running a CuPy kernel failed: {type(error).__name__}: {error}"
-    return None if total == 8.0 else f"a CuPy kernel returned {total} instead of 8.0"
+
+def why_cupy_nodes_fail(device: torch.device) -> str | None:
+    """None, or how SpikingJelly's LIF and parametric LIF go wrong there on CuPy, in a forward or a backward pass."""
+    for mode in ("lif", "plif"):
+        found: list[list[Tensor]] = []
+        for backend in ("torch", "cupy"):
+            node = make_neuron(mode).to(device)
+            node.backend = backend  # type: ignore[assignment]
+            x = torch.linspace(0.3, 2.6, 24, device=device).view(4, 2, 3).requires_grad_()
+            try:
+                spikes = node(x)
+                spikes.backward(torch.ones_like(spikes))
+                found.append([value.detach().cpu() for value in (spikes, x.grad) if value is not None])
+            except Exception as error:
+                words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                return f"running SpikingJelly's {type(node).__name__} on {backend} failed: {words}"
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True)):
+            return f"SpikingJelly's {type(node).__name__} computes something else on CuPy than on torch"
+    return None

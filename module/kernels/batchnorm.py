@@ -1,5 +1,5 @@
-"""BatchNorm fused with what follows it (a neuron, or a shortcut's addition), as torch operators on the compiled CPU
-kernels.
+"""BatchNorm fused with what follows it (a neuron, or a shortcut's addition), as torch operators: on the compiled
+kernels of a CPU, and on Triton's for CUDA.
 
 A training forward keeps BatchNorm's input and no other tensor of that size; the normalised values exist only in
 registers. Statistics and sums are accumulated in float64.
@@ -10,18 +10,29 @@ Inputs are `[T, B, C, H, W]`; a first dimension of 1 stands for the same input a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from module.kernels import cpu as cpu_kernels
-from module.kernels.lif import empty_spikes, is_dense, same_layout, state_dtype
+from module.kernels import triton_device
+from module.kernels.cpu import state_dtype
+from module.kernels.lif import empty_spikes, is_dense, same_layout
+
+
+def _triton() -> Any:
+    from module.kernels import triton_norm  # triton takes long to import
+
+    return triton_norm
 
 
 def with_channels(x: Tensor) -> Tensor:
-    """`x`, copied unless its layout is dense with channels innermost, or plainly contiguous."""
-    if is_dense(x) and (x.stride(2) == 1 or x.is_contiguous()):
+    """`x`, copied unless its layout is dense with channels innermost, or (on a CPU) plainly contiguous."""
+    on_cpu = not triton_device.runs(x)
+    if is_dense(x) and (x.stride(2) == 1 or x[0, 0, 0].numel() == 1 or (on_cpu and x.is_contiguous())):
         return x
-    return x.contiguous()
+    return x.contiguous() if on_cpu else x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def _per_channel(x: Tensor, values: Tensor) -> Tensor:
@@ -43,8 +54,19 @@ def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, decay: Tensor, steps: in
     """Spikes `[steps, B, C, H, W]` of a neuron fed with `x * scale + shift`."""
     x = with_channels(x)
     spikes = empty_spikes(x, steps)
-    cpu_kernels.affine_lif_forward(x, _per_channel(x, scale), _per_channel(x, shift), spikes, float(decay), threshold)
+    _affine_lif(x, _per_channel(x, scale), _per_channel(x, shift), spikes, decay, threshold)
     return spikes
+
+
+def _affine_lif(x: Tensor, scale: Tensor, shift: Tensor, spikes: Tensor, decay: Tensor, threshold: float) -> None:
+    if triton_device.runs(x):
+        _triton().affine_lif(x, scale, shift, spikes, decay, threshold)
+    else:
+        cpu_kernels.affine_lif_forward(x, scale, shift, spikes, float(decay), threshold)
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, out: Tensor) -> None:
+    (_triton().affine_add if triton_device.runs(x) else cpu_kernels.affine)(x, scale, shift, residual, out)
 
 
 @affine_lif.register_fake
@@ -61,7 +83,7 @@ def affine_add(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None)
     """`x * scale + shift`, plus `residual` if there is one."""
     x = with_channels(x)
     out = torch.empty_like(x)
-    cpu_kernels.affine(x, _per_channel(x, scale), _per_channel(x, shift), _added(residual, x), out)
+    _affine(x, _per_channel(x, scale), _per_channel(x, shift), _added(residual, x), out)
     return out
 
 
@@ -72,6 +94,8 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tenso
 
 def _batch_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and biased variance of the batch per channel (float64), and the scale and shift that normalise by them."""
+    if triton_device.runs(x):
+        return _triton().batch_affine(x, weight, bias, eps)
     mean, var = cpu_kernels.mean_and_variance(x)
     scale, shift = affine_of(mean, var, weight, bias, eps)
     return mean, var, _per_channel(x, scale), _per_channel(x, shift)
@@ -88,7 +112,7 @@ def bn_lif(
     x = with_channels(x)
     mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
     spikes = empty_spikes(x, steps)
-    cpu_kernels.affine_lif_forward(x, scale, shift, spikes, float(decay), threshold)
+    _affine_lif(x, scale, shift, spikes, decay, threshold)
     return spikes, mean, var
 
 
@@ -118,6 +142,9 @@ def bn_lif_backward(
     x = with_channels(x)
     g = same_layout(g, x, x.dtype)
     scale, shift = affine_of(mean, var, weight, bias, eps)
+    if triton_device.runs(x):
+        affine = _per_channel(x, scale), _per_channel(x, shift)
+        return _triton().bn_lif_backward(g, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay)
     gx = torch.empty_like(x)
     sum_g, sum_gx, g_decay = cpu_kernels.affine_lif_backward(
         g,
@@ -200,7 +227,7 @@ def bn_add(
     x = with_channels(x)
     mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
     out = torch.empty_like(x)
-    cpu_kernels.affine(x, scale, shift, _added(residual, x), out)
+    _affine(x, scale, shift, _added(residual, x), out)
     return out, mean, var
 
 
@@ -217,6 +244,8 @@ def bn_add_backward(
     """Gradients of the input, and of BatchNorm's weight and bias; the residual's is `g` itself."""
     x = with_channels(x)
     g = same_layout(g, x, x.dtype)
+    if triton_device.runs(x):
+        return _triton().bn_add_backward(g, x, weight, mean, var, eps)
     scale, _ = affine_of(mean, var, weight, bias, eps)
     gx = torch.empty_like(x)
     sum_g, sum_gx = cpu_kernels.gradient_sums(g, x, _per_channel(x, mean))

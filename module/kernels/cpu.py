@@ -114,11 +114,13 @@ def lif_forward(x: Tensor, spikes: Tensor, decay: float, threshold: float) -> No
     _call("lif_forward", x.dtype, T, N, x, distance, spikes, decay, threshold)
 
 
-def lif_backward(g: Tensor, x: Tensor, gx: Tensor, decay: float, threshold: float, alpha: float) -> float:
-    """Fills `gx`; returns the gradient of the decay."""
+def lif_backward(
+    g: Tensor, x: Tensor, gx: Tensor, decay: float, threshold: float, alpha: float, want_decay: bool
+) -> float:
+    """Fills `gx`; returns the gradient of the decay, 0 if unwanted."""
     T, N, distance = _sizes(x, g.shape[0])
     g_decay = torch.zeros((), dtype=torch.float64)
-    _call("lif_backward", x.dtype, T, N, x, distance, g, gx, decay, threshold, alpha, g_decay)
+    _call("lif_backward", x.dtype, T, N, x, distance, g, gx, decay, threshold, alpha, g_decay if want_decay else 0)
     return float(g_decay)
 
 

@@ -1,4 +1,4 @@
-"""Layers of a part that are computed together by one operator, on a CPU.
+"""Layers of a part that are computed together by one operator.
 
 Each function equals the plain calls that its first line names. It runs them as one operator where each layer is
 exactly what the operator computes and nobody watches one of them with a hook, and one by one otherwise: whoever
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from module.kernels import batchnorm, cpu, pool, winograd
+from module.kernels import batchnorm, cpu, pool, triton_device, winograd
 from module.kernels.neurons import KernelNeuron
 from module.kernels.substitute import watched
 from module.layers import over_time
@@ -37,7 +37,7 @@ def can_fuse_norms(x: Tensor, *norms: nn.Module) -> bool:
         if norm.weight.dtype != cpu.state_dtype(x.dtype) or norm.training != norms[0].training:
             return False
     # The evaluation kernels have no gradient.
-    return cpu.usable(x) and not watched(*norms) and (norms[0].training or not torch.is_grad_enabled())
+    return triton_device.usable(x) and not watched(*norms) and (norms[0].training or not torch.is_grad_enabled())
 
 
 def is_folded(*norms: nn.Module) -> bool:
@@ -47,8 +47,11 @@ def is_folded(*norms: nn.Module) -> bool:
 
 def can_fuse_neurons(x: Tensor, *neurons: nn.Module) -> bool:
     """Whether the neurons run on the compiled kernels for an input like `x`."""
+    kernel = "triton" if triton_device.runs(x) else "cpp"
+    if kernel == "triton" and x.shape[0] > triton_device.MOST_STEPS:
+        return False
     return not watched(*neurons) and all(
-        isinstance(neuron, KernelNeuron) and neuron.kernel == "cpp" and neuron.may_run(x) for neuron in neurons
+        isinstance(neuron, KernelNeuron) and neuron.kernel == kernel and neuron.may_run(x) for neuron in neurons
     )
 
 
@@ -108,6 +111,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
         and x.requires_grad
         and x.dtype == conv.weight.dtype
         and not torch.is_autocast_enabled("cpu")
+        and not triton_device.runs(x)
         and cpu.usable(x)
         and winograd.is_faster(conv.weight, x.dtype)
         and not watched(conv)
@@ -119,7 +123,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
 def pooled(layer: nn.Module, x: Tensor) -> Tensor:
     """`over_time(x, layer)` for a max-pool."""
     flat = x.flatten(0, 1)
-    if cpu.usable(flat) and pool.can_pool(layer, flat) and not watched(layer):
+    if pool.can_pool(layer, flat) and not watched(layer):
         return pool.max_pool(flat).unflatten(0, x.shape[:2])
     return over_time(x, layer)
 

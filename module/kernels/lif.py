@@ -11,18 +11,16 @@ Legend: T time steps, `*` any further dimensions. The input may be `[1, *]`: the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from module.kernels import cpu as cpu_kernels
 from module.kernels import lif_torch as lean_lif
+from module.kernels import triton_device
 
 KERNELS = ("cpp", "triton", "lean")
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the membrane potential: float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def is_dense(x: Tensor) -> bool:
@@ -57,17 +55,30 @@ def empty_spikes(x: Tensor, steps: int) -> Tensor:
     return torch.empty_strided((steps, *x.shape[1:]), output_strides(x), dtype=x.dtype, device=x.device)
 
 
+def _triton_for(x: Tensor) -> Any:
+    """The Triton kernels, which take long to import.
+
+    Raises:
+        ValueError: `x` is not where they run.
+    """
+    from module.kernels import triton_lif
+
+    if not triton_device.runs(x):
+        raise ValueError(f"neuron kernel 'triton' runs on CUDA devices, and its input is on {x.device}")
+    return triton_lif
+
+
 @torch.library.custom_op("sdt::lif", mutates_args=())
 def lif(x: Tensor, decay: Tensor, steps: int, threshold: float, alpha: float, kernel: str) -> Tensor:
     """Spikes `[steps, *]` in `x`'s dtype for the currents `x` `[steps or 1, *]`; `decay` (1/tau) is 0-dimensional."""
     x = dense(x)
     spikes = empty_spikes(x, steps)
+    if kernel == "triton" and steps > triton_device.MOST_STEPS:
+        kernel = "lean"
     if kernel == "cpp":
         cpu_kernels.lif_forward(x, spikes, float(decay), threshold)
     elif kernel == "triton":
-        from module.kernels import lif_triton as triton_kernels
-
-        triton_kernels.lif_forward(x, spikes, decay, threshold)
+        _triton_for(x).lif_forward(x, spikes, decay, threshold)
     else:
         lean_lif.forward(x, spikes, decay, threshold)
     return spikes
@@ -80,24 +91,24 @@ def _(x: Tensor, decay: Tensor, steps: int, threshold: float, alpha: float, kern
 
 @torch.library.custom_op("sdt::lif_backward", mutates_args=())
 def lif_backward(
-    g: Tensor, x: Tensor, decay: Tensor, threshold: float, alpha: float, kernel: str
+    g: Tensor, x: Tensor, decay: Tensor, threshold: float, alpha: float, kernel: str, want_decay: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the current (shape of `x`) and of the decay, from `g` `[steps, *]`."""
+    """Gradients of the current (shape of `x`) and, if wanted, of the decay, from `g` `[steps, *]`."""
     x = dense(x)
     g = same_layout(g, x, x.dtype)
     gx = torch.empty_like(x)
+    constants = (threshold, alpha, want_decay)
+    if kernel == "triton" and len(g) > triton_device.MOST_STEPS:
+        kernel = "lean"
     if kernel == "cpp":
-        g_decay = cpu_kernels.lif_backward(g, x, gx, float(decay), threshold, alpha)
-        return gx, torch.full_like(decay, g_decay)
+        return gx, torch.full_like(decay, cpu_kernels.lif_backward(g, x, gx, float(decay), *constants))
     if kernel == "triton":
-        from module.kernels import lif_triton as triton_kernels
-
-        return gx, triton_kernels.lif_backward(g, x, gx, decay, threshold, alpha)
-    return gx, lean_lif.backward(g, x, gx, decay, threshold, alpha)
+        return gx, _triton_for(x).lif_backward(g, x, gx, decay, *constants)
+    return gx, lean_lif.backward(g, x, gx, decay, *constants)
 
 
 @lif_backward.register_fake
-def _(g: Tensor, x: Tensor, decay: Tensor, threshold: float, alpha: float, kernel: str) -> tuple[Tensor, Tensor]:
+def _(g: Tensor, x: Tensor, decay: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(dense(x)), torch.empty_like(decay)
 
 
@@ -108,8 +119,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, g):  # type: ignore[no-untyped-def]
     x, decay = ctx.saved_tensors
-    gx, g_decay = lif_backward(g, x, decay, ctx.threshold, ctx.alpha, ctx.kernel)
-    return gx, g_decay if ctx.needs_input_grad[1] else None, None, None, None, None
+    wants = ctx.needs_input_grad[1]
+    gx, g_decay = lif_backward(g, x, decay, ctx.threshold, ctx.alpha, ctx.kernel, wants)
+    return gx, g_decay if wants else None, None, None, None, None
 
 
 lif.register_autograd(_backward, setup_context=_setup_context)

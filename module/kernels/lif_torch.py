@@ -17,8 +17,10 @@ def forward(x: Tensor, spikes: Tensor, decay: Tensor, threshold: float) -> None:
         v = h.masked_fill_(fires, 0.0)
 
 
-def backward(g: Tensor, x: Tensor, gx: Tensor, decay: Tensor, threshold: float, alpha: float) -> Tensor:
-    """Fill `gx` (shape of `x`); return the gradient of the decay. Walks through time twice."""
+def backward(
+    g: Tensor, x: Tensor, gx: Tensor, decay: Tensor, threshold: float, alpha: float, want_decay: bool
+) -> Tensor:
+    """Fill `gx` (shape of `x`); return the gradient of the decay, 0 if unwanted. Walks through time twice."""
     steps, static = len(g), len(x) < len(g)
     charged: list[Tensor] = []  # h[t]
     v: Tensor | None = None
@@ -35,9 +37,10 @@ def backward(g: Tensor, x: Tensor, gx: Tensor, decay: Tensor, threshold: float, 
         sig = torch.sigmoid((h - threshold).mul_(alpha))
         g_h = sig.mul_(1.0 - sig).mul_(alpha).mul_(g[t])
         g_h += g_v.masked_fill_(h >= threshold, 0.0)  # no gradient through the reset
-        current = x[0 if static else t].to(decay.dtype)
-        driven = current - charged[-1].masked_fill(charged[-1] >= threshold, 0.0) if t else current
-        g_decay += (g_h * driven).sum()
+        if want_decay:
+            current = x[0 if static else t].to(decay.dtype)
+            driven = current - charged[-1].masked_fill(charged[-1] >= threshold, 0.0) if t else current
+            g_decay += (g_h * driven).sum()
         g_in = g_h * decay
         g_v = g_h.sub_(g_in)
         if total is None:

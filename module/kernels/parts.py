@@ -1,4 +1,4 @@
-"""Substitutes of patch splitting, attention and MLP on a CPU: the same layers, computed together where possible.
+"""Substitutes of patch splitting, attention and MLP: the same layers, computed together where possible.
 
 Legend: T time steps, B batch, C channels, H x W feature map, D embed_dims.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
-from module.kernels import attention, cpu
+from module.kernels import attention, cpu, triton_device
 from module.kernels.fusion import (
     can_fuse_neurons,
     can_fuse_norms,
@@ -34,7 +34,7 @@ INPUT = ""  # see `FusedPart.neurons`
 
 
 class FusedPart(Substitute):
-    """A part whose layers are computed together by the compiled kernels of module/kernels/csrc.
+    """A part whose layers are computed together: on a CPU by the kernels of module/kernels/csrc, on CUDA by Triton's.
 
     Attributes:
         neurons: for the proof, each neuron in order of computation, and the BatchNorm whose bias shifts its current;
@@ -126,7 +126,7 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
             return False
         if watched(*convs, *between) or not can_fuse_neurons(s, *neurons):
             return False
-        if autocast_dtype("cpu") not in (None, *cpu.DTYPES):
+        if not triton_device.runs(s) and autocast_dtype("cpu") not in (None, *cpu.DTYPES):
             return False
         if len({(type(c), c.bias is None) for c in convs}) > 1 or any(cpu.same_size_kernel(c) != 1 for c in convs):
             return False
@@ -147,8 +147,8 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         qkv = convolve(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
         qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
         mask = self.talking_heads_lif
-        y, _ = attention.attend(qkv, mask.decay(qkv), *mask.constants())
-        return y
+        keep = torch.is_grad_enabled() and qkv.requires_grad
+        return attention.attend(qkv, mask.decay(qkv), *mask.constants(), keep)[0]
 
 
 class FusedMLP(FusedPart, MS_MLP_Conv):

@@ -1,4 +1,4 @@
-"""Max-pooling 3 x 3 with stride 2 and padding 1 as a torch operator on the compiled CPU kernels.
+"""Max-pooling 3 x 3 with stride 2 and padding 1 as a torch operator, on a CPU and on CUDA.
 
 torch keeps the input and an 8-byte index per output for the backward pass; here it is one byte per output. The results
 are bit-equal, in float32 and float64 the gradients too.
@@ -8,10 +8,13 @@ Legend: N images (time steps times batch), C channels, H x W feature map; channe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from module.kernels import cpu as cpu_kernels
+from module.kernels import triton_device
 
 _GEOMETRY = dict(kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False, return_indices=False)
 
@@ -21,11 +24,18 @@ def can_pool(pool: nn.Module, x: Tensor) -> bool:
     return (
         type(pool) is nn.MaxPool2d
         and all(getattr(pool, name) == value for name, value in _GEOMETRY.items())
-        and x.device.type == "cpu"
-        and x.dtype in cpu_kernels.DTYPES
+        and triton_device.usable(x)
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _kernels(x: Tensor) -> Any:
+    if not triton_device.runs(x):
+        return cpu_kernels
+    from module.kernels import triton_pool  # triton takes long to import
+
+    return triton_pool
 
 
 def _pooled_size(H: int, W: int) -> tuple[int, int]:
@@ -36,7 +46,7 @@ def _pooled_size(H: int, W: int) -> tuple[int, int]:
 def _max_pool(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """The pooled `x`, and for each value which of the nine inputs it is (if `keep`), channels innermost."""
     out, winner = _outputs(x, keep)
-    cpu_kernels.max_pool(x, out, winner if keep else None)
+    _kernels(x).max_pool(x, out, winner if keep else None)
     return out, winner
 
 
@@ -56,7 +66,7 @@ def _(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 def max_pool_backward(g: Tensor, winner: Tensor, H: int, W: int) -> Tensor:
     """The gradient of the input `[N, C, H, W]` from that of the output."""
     gx = _input_grad(g, H, W)
-    cpu_kernels.max_pool_backward(g.contiguous(memory_format=torch.channels_last), winner, gx)
+    _kernels(g).max_pool_backward(g.contiguous(memory_format=torch.channels_last), winner, gx)
     return gx
 
 

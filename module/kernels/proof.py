@@ -145,7 +145,10 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
         if shifted == INPUT:
             x = (x + _shift(neuron, x)[:, None, None]).bfloat16().double()
         else:
-            bias = part.get_submodule(shifted).bias
+            norm = part.get_submodule(shifted)
+            if isinstance(norm, nn.Identity):  # BatchNorm was folded into the convolution before it
+                norm = part.get_submodule(shifted.replace("_bn", "_conv"))
+            bias = norm.bias
             assert isinstance(bias, Tensor)
             bias.zero_()
             bias.copy_(_shift(neuron, _current(part, neuron, x)))
@@ -154,12 +157,25 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
     return x
 
 
+class _Reached(Exception):
+    """The computation is at the neuron that was asked for."""
+
+
 def _current(part: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    handle = neuron.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    part(x)
-    handle.remove()
-    return found[0]
+    """What `neuron` gets when `part` computes `x`; what follows it is not computed."""
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _Reached(args[0])
+
+    handle = neuron.register_forward_pre_hook(stop)
+    try:
+        part(x)
+    except _Reached as reached:
+        current: Tensor = reached.args[0]
+        return current
+    finally:
+        handle.remove()
+    raise RuntimeError("the neuron is no part of the computation")
 
 
 def _shift(neuron: nn.Module, current: Tensor) -> Tensor:

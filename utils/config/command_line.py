@@ -47,7 +47,10 @@ def split_command_line(argv: list[str], prog: str, means: Mapping[str, str]) -> 
     while words:
         word = words.pop()
         if not _is_option(word):
-            problems.append(f"{word!r} belongs to no option; {_leftover_hint(switch)}")
+            hint = "settings are written as --name value"
+            if switch:
+                hint = f"a switch takes no value: write {' or '.join(switch.flags)}"
+            problems.append(f"{word!r} belongs to no option; {hint}")
             switch = None
             continue
         written, values = _split(word)
@@ -156,12 +159,6 @@ def _value(setting: Setting, values: list[str]) -> str | list[str] | None:
     if not setting.takes_many:
         return values[0]
     return None if setting.optional and values in (["null"], ["none"], ["None"]) else values
-
-
-def _leftover_hint(switch: Setting | None) -> str:
-    if switch:
-        return f"a switch takes no value: write {' or '.join(switch.flags)}"
-    return "settings are written as --name value"
 
 
 def _why_not(option: str, prog: str, own: Mapping[str, Setting]) -> str:

@@ -20,6 +20,7 @@ EVENT_MODE_DATASETS = ("cifar10-dvs", "cifar10-dvs-tet")  # not gesture: its pub
 
 TRAIN, MEASURE = "train.py", "firing_num.py"
 
+_NEVER_APPLIED = "the model never applies it, and published results are without it"
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 _run = partial(setting, group="Run and output")
@@ -49,8 +50,7 @@ class Config:
     """
 
     # fmt: off
-    config: str = _run("", "YAML file with settings; the command line overrides it", aliases=("-c",),
-                       compare=False)
+    config: str = _run("", "YAML file with settings; the command line overrides it", aliases=("-c",), compare=False)
     output: str = _run("", "folder for runs (empty: output/train, or output/firing for firing_num.py)")
     experiment: str = _run("", "name of this run's folder (empty: date, model and sizes; for firing_num.py the name of "
                            "the folder that holds the checkpoint)")
@@ -59,10 +59,9 @@ class Config:
     deterministic: bool = _run(False, "repeat a run bit for bit, at a cost in speed", only=TRAIN)
     dry_run: bool = _run(False, "build everything, time a few steps, say what a run would cost, and stop", only=TRAIN)
     log_interval: int = _run(100, "steps between two log lines", low=1)
-    eval_metric: str = _run("top1", "metric that picks the best checkpoint", choices=("loss", "top1", "top5"),
-                            only=TRAIN)
-    plugin: list[str] | None = _run(None, "Python file that is imported before the model is built and may register "
-                                    "neurons, models and data sets: docs/extending.md", repeats=True)
+    eval_metric: str = _run("top1", "picks the best checkpoint", choices=("loss", "top1", "top5"), only=TRAIN)
+    plugin: list[str] | None = _run(None, "Python file to import first; it may register neurons, models and data "
+                                    "sets: docs/extending.md", repeats=True)
     log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)", only=TRAIN)
 
     model: str = _model("sdt", "registered model name")
@@ -97,8 +96,7 @@ class Config:
     dataset_download: bool = _data(False, "download the data set if it is missing and can be downloaded")
     train_split: str = _data("train", "name of the training split", only=TRAIN)
     val_split: str = _data("validation", "name of the evaluation split")
-    train_split_path: str | None = _data(None, "text file that lists the training samples to use: one name or "
-                                         "number per line", only=TRAIN)
+    train_split_path: str | None = _data(None, "file with the training samples to use, one per line", only=TRAIN)
     event_split: str = _data("", "split of cifar10-dvs (empty: first90, as published; random:SEED)",
                              pattern=(r"|first90|tet|random:\d{1,9}", "first90, tet or random:SEED, as random:0"))
     split_hash: str | None = _data(None, "event data: the split's hash (null: compute it; else it must agree)")
@@ -109,14 +107,11 @@ class Config:
     batch_size: int = _data(32, "training samples per process and step", low=1, aliases=("-b",), only=TRAIN)
     val_batch_size: int = _data(16, "evaluation samples per process and step", low=1, aliases=("-vb",))
     img_size: int | None = _data(None, "image side in pixels (null: by data set)", low=1)
-    input_size: list[int] | None = _data(None, "channels, height and width; instead of img_size", low=1,
-                                         lengths=(3,))
-    crop_pct: float | None = _data(None, "evaluation: share of the resized side kept (null: by data set)",
-                                   above=0, high=1)
+    input_size: list[int] | None = _data(None, "channels, height, width; instead of img_size", low=1, lengths=(3,))
+    crop_pct: float | None = _data(None, "evaluation: share of the side kept (null: by data set)", above=0, high=1)
     mean: list[float] | None = _data(None, "mean per channel, for values in 0..1 (null: by data set)")
     std: list[float] | None = _data(None, "standard deviation per channel (null: by data set)", above=0)
-    interpolation: str = _data("", "resize method of the evaluation (empty: by data set)",
-                               choices=("", *_INTERPOLATIONS))
+    interpolation: str = _data("", "resize method of evaluation (empty: by data set)", choices=("", *_INTERPOLATIONS))
     large_valid: bool = _data(False, "evaluate at 288 pixels: resize to 320, bilinear, then centre crop")
     workers: int = _data(4, "loader processes per process; 0 loads in the main one", low=0, aliases=("-j",))
     pin_mem: bool = _data(False, "page-locked host memory for faster copies to the GPU")
@@ -126,10 +121,8 @@ class Config:
     save_images: bool = _data(False, "write the first training batch into the run's folder as a picture", only=TRAIN)
 
     no_aug: bool = _augment(False, "no training augmentation at all: resize and centre crop")
-    scale: list[float] = _augment([0.08, 1.0], "random crop: range of its area, as a share", above=0,
-                                  lengths=(2,))
-    ratio: list[float] = _augment([3 / 4, 4 / 3], "random crop: range of its width / height", above=0,
-                                  lengths=(2,))
+    scale: list[float] = _augment([0.08, 1.0], "random crop: range of its area, as a share", above=0, lengths=(2,))
+    ratio: list[float] = _augment([3 / 4, 4 / 3], "random crop: range of width / height", above=0, lengths=(2,))
     hflip: float = _augment(0.5, "probability of a horizontal flip", low=0, high=1)
     vflip: float = _augment(0.0, "probability of a vertical flip", low=0, high=1)
     color_jitter: float = _augment(0.4, "strength of colour jitter; without effect beside aa", low=0)
@@ -140,8 +133,7 @@ class Config:
     remode: str = _augment("const", "random erasing: fill", choices=("const", "rand", "pixel"))
     recount: int = _augment(1, "random erasing: rectangles per image", low=1)
     resplit: bool = _augment(False, "no random erasing in the first, clean copy of aug_splits")
-    train_interpolation: str = _augment("random", "resize method of the training crops",
-                                        choices=("random", *_INTERPOLATIONS))
+    train_interpolation: str = _augment("random", "resize method of crops", choices=("random", *_INTERPOLATIONS))
 
     mixup: float = _mixup(0.0, "mixup: alpha of the beta distribution (0: off)", low=0)
     cutmix: float = _mixup(0.0, "cutmix: alpha of the beta distribution (0: off)", low=0)
@@ -149,8 +141,7 @@ class Config:
                                                low=0, high=1, lengths=(2,))
     mixup_prob: float = _mixup(1.0, "probability of mixing", low=0, high=1)
     mixup_switch_prob: float = _mixup(0.5, "probability of cutmix where both are on", low=0, high=1)
-    mixup_mode: str = _mixup("batch", "one draw per batch, per pair or per sample",
-                             choices=("batch", "pair", "elem"))
+    mixup_mode: str = _mixup("batch", "one draw per batch, pair or sample", choices=("batch", "pair", "elem"))
     mixup_off_epoch: int = _mixup(0, "first epoch without mixup and cutmix (0: never off)", low=0)
     smoothing: float = _mixup(0.1, "label smoothing", low=0, below=1)
 
@@ -168,8 +159,8 @@ class Config:
     bce_loss: bool = _loss(False, "binary instead of soft-target cross entropy with mixup or smoothing")
     bce_target_thresh: float | None = _loss(None, "bce_loss: targets above it count as 1", low=0, high=1)
     TET: bool = _loss(False, "temporal efficient training: the loss at each time step", only="")
-    TET_means: float = _loss(1.0, "TET: value the logits are drawn to")
-    TET_lamb: float = _loss(0.0, "TET: weight of that pull", low=0, high=1)
+    TET_means: float = _loss(1.0, "TET: value that a regularisation moves the logits to")
+    TET_lamb: float = _loss(0.0, "TET: weight of that regularisation", low=0, high=1)
 
     opt: str = _optim("sgd", "optimizer name of timm's factory, as adamw or lamb")
     lr: float = _optim(0.01, "peak learning rate; not scaled with the number of GPUs", low=0)
@@ -185,16 +176,14 @@ class Config:
     clip_grad: float | None = _optim(None, "gradient clipping threshold (null: off)", above=0)
     clip_mode: str = _optim("norm", "what is clipped", choices=("norm", "value", "agc"))
 
-    sched: str = _sched("step", "shape of the schedule",
-                        choices=("cosine", "tanh", "step", "plateau", "poly"))
+    sched: str = _sched("step", "shape of the schedule", choices=("cosine", "tanh", "step", "plateau", "poly"))
     warmup_epochs: int = _sched(3, "epochs of linear warm-up, inside epochs", low=0)
     warmup_lr: float = _sched(1e-4, "learning rate at the start of the warm-up", low=0)
     min_lr: float = _sched(1e-5, "lowest learning rate", low=0)
     cooldown_epochs: int = _sched(10, "epochs at min_lr, added after epochs", low=0)
     start_epoch: int | None = _sched(None, "first epoch (null: 0, or where the checkpoint stopped)", low=0)
     decay_epochs: float = _sched(30.0, "step: epochs between two decays", above=0)
-    decay_rate: float = _sched(0.1, "step, plateau: factor of a decay; poly: power; cosine: factor per cycle",
-                               above=0)
+    decay_rate: float = _sched(0.1, "step, plateau: factor of a decay; cosine: per cycle; poly: power", above=0)
     patience_epochs: int = _sched(10, "plateau: epochs without progress before a decay", low=0)
     lr_cycle_mul: float = _sched(1.0, "factor of the length from one cycle to the next", above=0)
     lr_cycle_limit: int = _sched(1, "number of cycles", low=1)
@@ -206,7 +195,7 @@ class Config:
     bn_momentum: float | None = _norm(None, "momentum of the running statistics (null: 0.1)", low=0, high=1, only=TRAIN)
     bn_eps: float | None = _norm(None, "epsilon (null: 1e-5)", above=0)
     sync_bn: bool = _norm(False, "statistics over all processes in each step", only=TRAIN)
-    dist_bn: str = _norm("", "running statistics evaluated and saved: rank 0's, or the mean (empty: rank 0's)",
+    dist_bn: str = _norm("", "running statistics that are evaluated and saved (reduce: their mean; else rank 0's)",
                          choices=("", "broadcast", "reduce"), only=TRAIN)
     split_bn: bool = _norm(False, "statistics of their own for each copy of aug_splits", only=TRAIN)
 
@@ -231,8 +220,7 @@ class Config:
     bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32", only=TRAIN)
     channels_last: bool = _device(False, "memory format with the channels innermost")
 
-    local_rank: int = _distributed(0, "given by torch.distributed.launch; LOCAL_RANK in the environment wins",
-                                   low=0)
+    local_rank: int = _distributed(0, "of torch.distributed.launch; the variable LOCAL_RANK wins", low=0)
 
     resume: str = _checkpoint("", "checkpoint to continue or to measure (train.py: auto is the newest of "
                               "--experiment, if there is one)")
@@ -241,14 +229,12 @@ class Config:
     initial_partial: str = _checkpoint("", "checkpoint from which a new run takes the weights that fit by name and "
                                        "shape; the others are listed", only=TRAIN)
     checkpoint_hist: int = _checkpoint(10, "number of best checkpoints kept", low=1, only=TRAIN)
-    recovery_interval: int = _checkpoint(0, "steps between recovery checkpoints within an epoch (0: none)", low=0,
-                                         only=TRAIN)
+    recovery_interval: int = _checkpoint(0, "steps between checkpoints in an epoch (0: none)", low=0, only=TRAIN)
 
-    energy_mode: str = _measure("exact", "operations charged: those needed; MACs x entering rate; or by the paper's "
-                                "supplement S1", choices=("exact", "formula", "paper"))
-    first_conv: str = _measure("auto", "first conv charged at every time step or once (auto: once for images, which "
-                               "are the same at every step; in paper mode T x its own rate)",
-                               choices=("auto", "per_step", "once"))
+    energy_mode: str = _measure("exact", "operations charged: exactly those needed; formula: MACs x firing rate of the "
+                                "input; by the paper's supplement S1", choices=("exact", "formula", "paper"))
+    first_conv: str = _measure("auto", "charge of the first convolution (auto: once for images, which are the same at "
+                               "each step; in paper mode T x its own rate)", choices=("auto", "per_step", "once"))
     energy_cost: str = _measure("fp32", "cost of one operation at 45 nm, MAC/AC in pJ: fp32 4.6/0.9, "
                                 "fp16 1.5/0.4, int8 0.23/0.03", choices=("fp32", "fp16", "int8"))
     mac_pj: float | None = _measure(None, "pJ of a multiply-accumulate (null: by energy_cost)", above=0)
@@ -259,24 +245,19 @@ class Config:
     ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N^2 D as printed in the "
                                   "paper, or 2 N D^2 as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
-    verify: bool = _measure(False, "prove spike-drivenness: run with additions of selected weights alone")
-    verify_samples: int = _measure(2, "samples of that proof", low=1)
+    verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
+    verify_samples: int = _measure(2, "samples of that check", low=1)
     attention_map: list[str] | None = _measure(None, "draw attention maps: a number of samples, or image files")
     sweep_T: list[int] | None = _measure(None, "measure at each of these numbers of time steps", low=1)
 
     apex_amp: bool = _kept(False, "older name of amp", no_effect="apex is gone, it means amp")
     native_amp: bool = _kept(False, "older name of amp", no_effect="it means amp")
-    drop: float = _kept(0.0, "dropout rate", low=0, high=1,
-                        no_effect="the forward never applies it, and published results are without it")
-    drop_path: float = _kept(0.2, "drop path rate", low=0, high=1,
-                             no_effect="the forward never applies it, and published results are without it")
-    drop_block: float | None = _kept(None, "drop block rate", low=0, high=1,
-                                     no_effect="the forward never applies it")
-    drop_connect: float | None = _kept(None, "older name of drop_path", low=0, high=1,
-                                       no_effect="the forward never applies it")
+    drop: float = _kept(0.0, "dropout rate", low=0, high=1, no_effect=_NEVER_APPLIED)
+    drop_path: float = _kept(0.2, "drop path rate", low=0, high=1, no_effect=_NEVER_APPLIED)
+    drop_block: float | None = _kept(None, "drop block rate", low=0, high=1, no_effect=_NEVER_APPLIED)
+    drop_connect: float | None = _kept(None, "older name of drop_path", low=0, high=1, no_effect=_NEVER_APPLIED)
     gp: str | None = _kept(None, "global pooling", no_effect="the head always averages over H and W")
-    patch_size: int | None = _kept(None, "patch side", low=1,
-                                   no_effect="pooling_stat alone decides the token grid")
+    patch_size: int | None = _kept(None, "patch side", low=1, no_effect="pooling_stat alone sets the token grid")
     use_conv_as_linear: bool = _kept(False, "1x1 convolutions", no_effect="they are always convolutions")
     tta: int = _kept(0, "test-time augmentation factor", low=0,
                      no_effect="the published loader never made the further views that it would average")

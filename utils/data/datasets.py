@@ -116,7 +116,7 @@ def _open_torchvision(cfg: Config, split: str, root: str, expected: str = "") ->
     """A set of torchvision, by timm's factory; `expected` lies in `root`, for a message."""
     try:
         dataset: ImageSet = create_dataset(
-            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=pil_mode(cfg)
+            cfg.dataset, root=root, split=split, download=cfg.dataset_download, input_img_mode=pil_mode(cfg.in_channels)
         )
     except _UNREADABLE as error:
         remedy = "check the network" if cfg.dataset_download else "add --dataset-download, or give --data-dir"
@@ -136,7 +136,7 @@ def _open_hub(cfg: Config, training: bool) -> HubDataset:
         if isinstance(error, ImportError):
             remedy = "install that package (pip install datasets)"
         raise _missing(cfg, f"split {split!r} in {root or 'the cache'}", error, remedy) from error
-    return HubDataset(reader, cfg.dataset, pil_mode(cfg), cfg.num_classes)
+    return HubDataset(reader, cfg.dataset, pil_mode(cfg.in_channels), cfg.num_classes)
 
 
 # What timm, torchvision and the hub's package raise for files that are missing or damaged.

@@ -57,10 +57,10 @@ def open_folder(cfg: Config, training: bool) -> FolderDataset | TarDataset:
         raise no_folder(cfg)
     tars = _split_tars(cfg, training)
     if tars:
-        return TarDataset(tars, "classes", Path(cfg.data_dir), pil_mode(cfg))
+        return TarDataset(tars, "classes", Path(cfg.data_dir), pil_mode(cfg.in_channels))
     root = _split_folder(cfg, training)
     try:
-        dataset = FolderDataset(root, pil_mode(cfg))
+        dataset = FolderDataset(root, pil_mode(cfg.in_channels))
     except RuntimeError as error:
         raise UserError(f"data_dir: {root} holds no images; expected {root}/<class>/<image>") from error
     # timm numbers the folders that hold images: an empty one would shift the labels of all that follow.
@@ -78,7 +78,7 @@ def open_split_shards(cfg: Config, training: bool) -> TarDataset:
     if not cfg.data_dir:
         raise no_folder(cfg)
     key, tried = split_names(cfg, training)
-    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=pil_mode(cfg))
+    return open_shards(Path(cfg.data_dir), tried, key=key, classes=cfg.num_classes, mode=pil_mode(cfg.in_channels))
 
 
 def no_folder(cfg: Config) -> UserError:

@@ -13,13 +13,12 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils.config.settings import Config
 from utils.errors import UserError
 
 
-def pil_mode(cfg: Config) -> str:
-    """Pillow's mode of the images that a model takes: 'L' (grey) or 'RGB'."""
-    return "L" if cfg.in_channels == 1 else "RGB"
+def pil_mode(channels: int) -> str:
+    """Pillow's mode of images with so many channels: 'L' (grey) or 'RGB'."""
+    return "L" if channels == 1 else "RGB"
 
 
 def decode(file: IO[bytes], mode: str, name: str) -> Image.Image:

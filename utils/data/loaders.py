@@ -60,16 +60,16 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)
-    erasing = _random_erasing(cfg)
+    erasing = None
+    if cfg.reprob > 0 and not cfg.no_aug:
+        erasing = RandomErasing(cfg.reprob, mode=cfg.remode, max_count=cfg.recount, device="cpu")
     samples = SeededSamples(train_set, seed=cfg.seed, erasing=erasing, spare_first_copy=cfg.resplit)
     # The type stubs know samplers of bare indices only.
     batches = BatchSampler(sampler, cfg.batch_size, drop_last=True)  # type: ignore[arg-type]
-    data = resolve_data(cfg)
-    train = _device_loader(cfg, data, samples, batches, device)
     return Loaders(
-        train=train,
-        eval=_eval_loader(cfg, data, eval_set, device, rank, world_size),
-        data=data,
+        train=_device_loader(cfg, samples, batches, device),
+        eval=_eval_loader(cfg, eval_set, device, rank, world_size),
+        data=resolve_data(cfg),
         split_hash=getattr(train_set, "split_hash", None),
         _sampler=sampler,
         _batch_size=cfg.batch_size,
@@ -80,7 +80,7 @@ def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world
     """The evaluation loader alone: it needs no training files. Each sample comes once over all ranks."""
     with _first_rank_first(rank):
         dataset = build_dataset(cfg, training=False)
-    return _eval_loader(cfg, resolve_data(cfg), dataset, device, rank, world_size)
+    return _eval_loader(cfg, dataset, device, rank, world_size)
 
 
 @contextmanager
@@ -98,14 +98,8 @@ def _first_rank_first(rank: int) -> Iterator[None]:
 def _train_sampler(cfg: Config, length: int, rank: int, world_size: int) -> TrainSampler:
     if cfg.aug_repeats > 1 and cfg.epoch_repeats > 0:
         raise UserError("aug_repeats and epoch_repeats both repeat samples; set one of them to 0")
-    sampler = TrainSampler(
-        length,
-        seed=cfg.seed,
-        rank=rank,
-        world_size=world_size,
-        copies=max(cfg.aug_repeats, 1),
-        passes=cfg.epoch_repeats or 1.0,
-    )
+    copies, passes = max(cfg.aug_repeats, 1), cfg.epoch_repeats or 1.0
+    sampler = TrainSampler(length, seed=cfg.seed, rank=rank, world_size=world_size, copies=copies, passes=passes)
     if len(sampler) < cfg.batch_size:
         raise UserError(
             f"batch_size: {cfg.batch_size} is more than the {len(sampler)} training samples of each of the "
@@ -114,22 +108,12 @@ def _train_sampler(cfg: Config, length: int, rank: int, world_size: int) -> Trai
     return sampler
 
 
-def _random_erasing(cfg: Config) -> RandomErasing | None:
-    if cfg.reprob <= 0 or cfg.no_aug:
-        return None
-    return RandomErasing(cfg.reprob, mode=cfg.remode, max_count=cfg.recount, device="cpu")
-
-
-def _eval_loader(
-    cfg: Config, data: DataSettings, dataset: ImageSet, device: torch.device, rank: int, world_size: int
-) -> DeviceLoader:
+def _eval_loader(cfg: Config, dataset: ImageSet, device: torch.device, rank: int, world_size: int) -> DeviceLoader:
     batches = BatchSampler(eval_samples(len(dataset), rank, world_size), cfg.val_batch_size, drop_last=False)
-    return _device_loader(cfg, data, dataset, batches, device)
+    return _device_loader(cfg, dataset, batches, device)
 
 
-def _device_loader(
-    cfg: Config, data: DataSettings, dataset: Any, batches: BatchSampler, device: torch.device
-) -> DeviceLoader:
+def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: torch.device) -> DeviceLoader:
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -141,6 +125,7 @@ def _device_loader(
         # The loader draws a seed at each start: from this generator, not from the random state of the run.
         generator=torch.Generator().manual_seed(cfg.seed),
     )
+    data = resolve_data(cfg)
     normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
         normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0

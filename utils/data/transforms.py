@@ -18,6 +18,7 @@ from torchvision.transforms import Compose
 
 from utils.config.settings import Config
 from utils.data.facts import DataSettings
+from utils.data.images import pil_mode
 from utils.errors import UserError
 
 
@@ -31,7 +32,7 @@ def eval_transform(settings: DataSettings) -> Compose:
         std=settings.std,
         use_prefetcher=settings.normalise_on_device,
     )
-    return Compose([_to_mode(_mode(settings)), *transform.transforms])
+    return Compose([_to_mode(pil_mode(settings.input_size[0])), *transform.transforms])
 
 
 def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Compose, Compose, Compose]:
@@ -68,12 +69,8 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
         _allow_posterize_to_zero_bits(part)
         if settings.input_size[0] == 1:
             _apply_policies_in_colour(part)
-    first = Compose([_to_mode(_mode(settings)), *parts[0].transforms])
+    first = Compose([_to_mode(pil_mode(settings.input_size[0])), *parts[0].transforms])
     return (first, parts[1], parts[2]) if cfg.aug_splits else first
-
-
-def _mode(settings: DataSettings) -> str:
-    return "L" if settings.input_size[0] == 1 else "RGB"
 
 
 def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:

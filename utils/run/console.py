@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -59,18 +59,10 @@ class Progress:
     """
 
     def __init__(self, title: str, steps: int, images_per_step: int, interval: int, show: bool, done: int = 0) -> None:
-        self._title = title
-        self._steps = steps
-        self._images = images_per_step
-        self._interval = interval
-        self._show = show
-        self._before = done
-        self._started = time.perf_counter()
-        self._bar = (
-            tqdm(total=steps, initial=done, desc=title, unit="step", leave=False, dynamic_ncols=True)
-            if show and sys.stdout.isatty()
-            else None
-        )
+        self._title, self._steps, self._images, self._interval = title, steps, images_per_step, interval
+        self._show, self._before, self._started = show, done, time.perf_counter()
+        style: dict[str, Any] = dict(unit="step", leave=False, dynamic_ncols=True)
+        self._bar = tqdm(total=steps, initial=done, desc=title, disable=not (show and sys.stdout.isatty()), **style)
 
     def step(self, done: int, loss: Callable[[], float] | None = None) -> None:
         """Called after each step; the loss is read from the device only when it is shown."""
@@ -79,7 +71,7 @@ class Progress:
         due = done % self._interval == 0 or done == self._steps
         seconds = (time.perf_counter() - self._started) / (done - self._before)
         speed = self._images / seconds
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.update(done - self._bar.n)
             if due:
                 self._bar.set_postfix_str(f"{f'loss {loss():.4f}, ' if loss else ''}{speed:.0f} images/s")
@@ -91,8 +83,5 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

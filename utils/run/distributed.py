@@ -61,11 +61,7 @@ class Process:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true in any process; the answer is the same in all of them."""
-        if self.world_size == 1:
-            return flag
-        raised = torch.tensor(int(flag))
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(raised)
+        return max(self.gather(flag)) > 0
 
     def wait_for_all(self) -> None:
         """Return when every process has called this."""
@@ -155,8 +151,7 @@ def _is_first_to_fail(store: dist.Store) -> bool:
 
 
 def find_place(local_rank: int = 0) -> Place:
-    """Read the environment: the variables of torchrun and torch.distributed.launch, else those of a SLURM step, else
-    there is a single process.
+    """Read the variables of torchrun and torch.distributed.launch, or of a SLURM step; else there is one process.
 
     Args:
         local_rank: what an old launcher passed as an option, where the environment has no LOCAL_RANK.
@@ -166,12 +161,8 @@ def find_place(local_rank: int = 0) -> Place:
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         world_size = _number("WORLD_SIZE", 1)
-        return Place(
-            _number("RANK", 0),
-            world_size,
-            _number("LOCAL_RANK", local_rank),
-            _number("LOCAL_WORLD_SIZE", world_size),
-        )
+        local = _number("LOCAL_RANK", local_rank), _number("LOCAL_WORLD_SIZE", world_size)
+        return Place(_number("RANK", 0), world_size, *local)
     # Only srun sets the STEP variables. A plain python in a batch script sees SLURM_NTASKS too, and is one process.
     if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in os.environ:
         os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,30 +88,24 @@ class CheckpointStore:
         Raises:
             UserError: there are checkpoints, and none can be read.
         """
-        found: list[tuple[tuple[int, int], Path]] = []
-        broken = []
-        for path in (self.folder / RECOVERY, self.folder / LAST):
-            if not path.exists():
-                continue
-            try:
-                content = read_checkpoint(path)
-            except UserError as error:
-                broken.append(str(error))
-                continue
-            found.append((_position(content), path))
-        if not found:
-            # Those of single epochs are older than `last`, and needed only when `last` is damaged.
-            for path in sorted(self.folder.glob("checkpoint-*.pth.tar"), key=_epoch_in_name, reverse=True):
+        broken: list[str] = []
+
+        def readable(paths: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
+            for path in paths:
                 try:
-                    found.append((_position(read_checkpoint(path)), path))
-                    break
+                    yield _position(read_checkpoint(path)), path
                 except UserError as error:
                     broken.append(str(error))
-        if broken and not found:
+
+        latest = (path for path in (self.folder / RECOVERY, self.folder / LAST) if path.exists())
+        # Those of single epochs are older than `last`, and needed only when `last` is damaged.
+        older = sorted(self.folder.glob("checkpoint-*.pth.tar"), key=_epoch_in_name, reverse=True)
+        found = max(readable(latest), default=None) or next(readable(older), None)
+        if broken and found is None:
             raise UserError("; ".join(broken) + "; no checkpoint of the run can be read; start the run again")
         for message in broken:
             logger.warning(f"warning: {message}; an older one is used")
-        return max(found)[1] if found else None
+        return found[1] if found else None
 
     def resume(self, content: Mapping[str, Any]) -> None:
         """Take over the history and the best metric of a checkpoint."""

@@ -12,7 +12,7 @@ import torch
 
 from utils.run.console import clock, logger, peak_memory
 from utils.run.evaluation import evaluate
-from utils.train.step import EpochSums, train_one_epoch
+from utils.train.step import train_one_epoch
 from utils.train.trainer import Trainer
 
 # The first steps are slow: algorithms are chosen, memory is allocated, loader processes start.
@@ -23,8 +23,7 @@ class _Timed:
     """Passes on the first batches of a loader, and notes when each was asked for."""
 
     def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
-        self._batches = batches
-        self._device = device
+        self._batches, self._device = batches, device
         self.times: list[float] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -49,9 +48,7 @@ def estimate(trainer: Trainer) -> None:
     process, state = trainer.process, trainer.state
     trainer.loaders.set_epoch(trainer.start_epoch)
     training = _Timed(trainer.loaders.train, process.device)
-    train_one_epoch(
-        trainer.train_step(trainer.start_epoch), training, trainer.steps, process, sums=EpochSums(process.device)
-    )
+    train_one_epoch(trainer.train_step(trainer.start_epoch), training, trainer.steps, process)
     evaluation = _Timed(trainer.loaders.eval, process.device)
     evaluate(trainer.compiled, evaluation, state.precision, process)
 

@@ -115,7 +115,8 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
             min_lr=cfg.min_lr,
             warmup_lr=cfg.warmup_lr,
             warmup_epochs=cfg.warmup_epochs,
-            noise=_noise_range(cfg.lr_noise),
+            # timm takes one number (from there on) or a pair (from, to), as shares of the schedule.
+            noise=cfg.lr_noise[0] if cfg.lr_noise and len(cfg.lr_noise) == 1 else cfg.lr_noise,
             noise_pct=cfg.lr_noise_pct,
             noise_std=cfg.lr_noise_std,
             noise_seed=cfg.seed,
@@ -125,13 +126,6 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
             plateau_mode="min" if cfg.eval_metric == "loss" else "max",
         )
     return scheduler, num_epochs
-
-
-def _noise_range(noise: list[float] | None) -> float | list[float] | None:
-    """timm takes one number (from there on) or a pair (from, to), as fractions of the schedule."""
-    if not noise:
-        return None
-    return noise[0] if len(noise) == 1 else noise
 
 
 def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:

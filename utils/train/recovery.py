@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from utils.config.settings import Config
@@ -37,9 +37,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -60,11 +58,8 @@ class Recovery:
 
     def __init__(self, cfg: Config, process: Process, state: RunState, store: CheckpointStore) -> None:
         self.stop = StopRequest()
-        self._cfg = cfg
-        self._process = process
-        self._state = state
-        self._store = store
-        self._mark = (0, 0)
+        self._cfg, self._process, self._state, self._store = cfg, process, state, store
+        self._mark = (0, 0)  # the last multiple of `recovery_interval`: epoch, number
 
     def resume(self) -> tuple[int, EpochSums | None]:
         """Load the checkpoint; the epoch to continue with, and the sums of the steps done in it, if there are any.
