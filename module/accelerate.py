@@ -19,8 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from module.kernels import cpu, proof
-from module.kernels.backends import choose_backend
+from module.kernels import backends, cpu, proof, triton_device
 from module.kernels.neurons import KernelNeuron, substitute_for
 from module.kernels.parts import PARTS
 from module.kernels.substitute import Context, Substitute, plain_class
@@ -89,15 +88,21 @@ def accelerate(
         raise ValueError(f"kernels={kernels!r} is not one of {', '.join(KERNELS)}")
     detach(model)
     parameter = next(model.parameters(), torch.empty(0))
-    backend = _backend(kernels, neuron_backend, parameter.device, prove)
     contexts = _contexts(parameter, amp_dtype, training)
     steps = int(getattr(model, "T", 4))
     reasons: dict[type[nn.Module], str] = {}
+    for backend in _backends(kernels, neuron_backend, parameter.device, prove, agree):
+        failed: dict[type[nn.Module], str] = {}
+        _attach(list(_neurons(model, backend)), contexts, steps, prove, agree, failed)
+        if not failed or parameter.device.type != "cuda":
+            break
+        _logger.warning(f"warning: neurons do not run on {backend}, for that reason")
+        detach(model)  # on CUDA there is another backend to try
+    reasons |= failed
     # Parts last: they are proved with the neurons and convolutions that they will run with.
     for candidates in (
-        _neurons(model, backend),
         _convolutions(model, engine, bf16_input_grad, reasons),
-        _parts(model, kernels, parameter.device, reasons),
+        _parts(model, kernels, parameter.device, prove, reasons),
     ):
         _attach(list(candidates), contexts, steps, prove, agree, reasons)
     model.acceleration = _rows(model, kernels, backend, reasons)  # type: ignore[assignment]
@@ -148,11 +153,23 @@ def for_evaluation(model: nn.Module) -> nn.Module:
     return SparseInference(model, auto=layers[0].auto)
 
 
-def _backend(kernels: str, neuron_backend: str, device: torch.device, prove: bool) -> str:
-    if kernels == "plain" and neuron_backend == "auto":
-        return "torch"
-    # Fake tensors say that they are on a device that may not be there.
-    return neuron_backend if not prove and neuron_backend != "auto" else choose_backend(neuron_backend, device)
+def _backends(
+    kernels: str, neuron_backend: str, device: torch.device, prove: bool, agree: Agree | None
+) -> Iterator[str]:
+    """The backends to try for the neurons, fastest first; all processes try the same."""
+    if neuron_backend != "auto":
+        # Fake tensors say that they are on a device that may not be there.
+        yield backends.check_backend(neuron_backend, device, runs=prove)
+        return
+    for backend in backends.fastest_first(device) if kernels == "auto" else ():
+        reason = backends.why_not(backend, device) if prove or device.type != "cuda" else None
+        if agree is not None:
+            (reason,) = agree({f"neurons on {backend}": reason}).values()
+        if reason is None:
+            yield backend
+        else:
+            _logger.warning(f"warning: neurons do not run on {backend}: {reason}")
+    yield "torch"
 
 
 def _contexts(parameter: torch.Tensor, amp_dtype: torch.dtype | None, training: bool) -> list[Context]:
@@ -190,11 +207,16 @@ def _convolutions(
 
 
 def _parts(
-    model: nn.Module, kernels: str, device: torch.device, reasons: dict[type[nn.Module], str]
+    model: nn.Module, kernels: str, device: torch.device, prove: bool, reasons: dict[type[nn.Module], str]
 ) -> Iterator[_Candidate]:
     if kernels == "plain":
         return
-    reason = cpu.why_unusable() if device.type == "cpu" else f"none exists for {device.type}"
+    if device.type == "cpu":
+        reason = cpu.why_unusable()
+    elif device.type == "cuda":
+        reason = triton_device.why_not(device) if prove else None
+    else:
+        reason = f"none exists for {device.type}"
     for part in model.modules():
         if type(part) in PARTS:
             if reason is None:

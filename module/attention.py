@@ -93,7 +93,8 @@ class MS_SSA_Conv(nn.Module):
 
         kv = self.kv_before(self._split_heads(k) * self._split_heads(v))  # AND of spikes, [T, B, h, N, D/h]
         mask = self.talking_heads_lif(self.kv_pool(kv).sum(dim=3, keepdim=True))  # [T, B, h, 1, D/h]
-        y = self.x_pool(self._split_heads(q) * mask)  # [T, B, h, N, D/h]
+        # The sum is float32 under autocast; a mask of spikes loses nothing in 16 bits, and keeps what follows in them.
+        y = self.x_pool(self._split_heads(q) * mask.to(q.dtype))  # [T, B, h, N, D/h]
         return y.transpose(3, 4).flatten(2, 3).unflatten(3, (H, W))  # [T, B, D, H, W]
 
     def spike_sources(self, prefix: str) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from tiny import neuron_on, tiny
 from torch import Tensor, nn
 
 from module.accelerate import accelerate, rows
-from module.kernels import attention, batchnorm, pool
+from module.kernels import attention, batchnorm, norm_pool, pool
 from module.kernels.cpu import state_dtype
 from module.kernels.lif import lif
 from module.neuron import make_neuron
@@ -128,6 +128,31 @@ def norms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         assert (fired != expected_spikes).double().mean() < 0.01
 
 
+def norm_pools(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """BatchNorm, neuron and max-pool at once, against the three after one another in the same dtype."""
+    C, steps = shape[2], 3 if shape == SAME else shape[0]
+    x, decay = draw(*shape), torch.tensor(0.4)
+    weight, bias = 0.8 + torch.rand(C), torch.rand(C)
+    results = []
+    for at_once in (False, True):
+        state = state_dtype(dtype)
+        leaves = dict(x=leaf(x, dtype), weight=leaf(weight, state), bias=leaf(bias, state), decay=leaf(decay, state))
+        arguments = (*leaves.values(), steps, 1e-5, 1.0, 4.0)
+        if at_once:
+            out, mean, var, _ = norm_pool.bn_lif_pool(*arguments, True)
+        else:
+            spikes, mean, var = batchnorm.bn_lif(*arguments)
+            out = pool.max_pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        found = {"spikes": out.detach(), "mean": mean, "var": var} | gradients(out, draw(*out.shape, seed=5), **leaves)
+        results.append({name: value.double() for name, value in found.items()})
+    check(f"BatchNorm, neuron and pool {shape}", results[1], results[0], dtype)
+    with torch.no_grad():
+        arguments = (x.to(dtype), weight, bias, decay.to(state), steps, 1.0)
+        spikes = batchnorm.affine_lif(*arguments)
+        expected = F.max_pool2d(spikes.flatten(0, 1), 3, 2, 1).unflatten(0, spikes.shape[:2])
+        assert torch.equal(norm_pool.affine_lif_pool(*arguments), expected)
+
+
 def pools(dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
     x = draw(1, *size)[0]
     x = x.masked_fill(x < 0, 0.0)  # many equal values
@@ -171,6 +196,7 @@ def main() -> None:
             for mode in ("lif", "plif"):
                 neurons(dtype, shape, mode)
             norms(dtype, shape)
+            norm_pools(dtype, shape)
             if shape != SAME:
                 attentions(dtype, shape)
         for size in ((2, 5, 7, 5), (1, 70, 1, 4), (1, 3, 8, 8)):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 
 import torch
 from torch import Tensor
 
 from module.kernels import cpu, triton_device
 from module.neuron import make_neuron, sj_neuron
-
-_logger = logging.getLogger("sdt")
 
 # `torch` and `cupy` are SpikingJelly's; `cpp` (compiled, CPU), `triton` (CUDA) and `lean` (torch operations on whole
 # tensors, anywhere) are this project's.
@@ -34,28 +31,22 @@ def why_not(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose_backend(choice: str, device: torch.device) -> str:
-    """The backend that the neurons of a model on `device` get.
-
-    `auto` is the fastest that was measured on that kind of device (benchmarks/RESULTS.md): the compiled kernels on a
-    CPU; on CUDA SpikingJelly's CuPy kernels where they work.
+def check_backend(name: str, device: torch.device, *, runs: bool = True) -> str:
+    """`name`, if there is such a backend; with `runs`, if it can run on this device.
 
     Raises:
-        ValueError: an unknown name, or one that cannot run on this device, with the reason.
+        ValueError: it is not, with the reason.
     """
-    if choice not in BACKENDS:
-        raise ValueError(f"neuron_backend={choice!r} is not one of {', '.join(BACKENDS)}")
-    if choice != "auto":
-        if reason := why_not(choice, device):
-            raise ValueError(f"neuron backend {choice!r} cannot be used: {reason}. Use 'auto' or 'torch'.")
-        return choice
-    best = {"cpu": "cpp", "cuda": "cupy"}.get(device.type, "lean")
-    reason = why_not(best, device)
-    if reason is None:
-        return best
-    fallback = "lean" if device.type == "cpu" else "torch"
-    _logger.warning(f"warning: neurons run on {fallback}, not on {best}: {reason}")
-    return fallback
+    if name not in BACKENDS:
+        raise ValueError(f"neuron_backend={name!r} is not one of {', '.join(BACKENDS)}")
+    if runs and (reason := why_not(name, device)):
+        raise ValueError(f"neuron backend {name!r} cannot be used: {reason}. Use 'auto' or 'torch'.")
+    return name
+
+
+def fastest_first(device: torch.device) -> tuple[str, ...]:
+    """What `auto` tries on a kind of device, in this order (benchmarks/RESULTS.md)."""
+    return {"cpu": ("cpp", "lean"), "cuda": ("triton", "cupy", "torch")}.get(device.type, ("lean",))
 
 
 @functools.cache

@@ -144,7 +144,9 @@ def bn_lif_backward(
     scale, shift = affine_of(mean, var, weight, bias, eps)
     if triton_device.runs(x):
         affine = _per_channel(x, scale), _per_channel(x, shift)
-        return _triton().bn_lif_backward(g, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay)
+        return _triton().bn_lif_backward(
+            g, None, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay
+        )
     gx = torch.empty_like(x)
     sum_g, sum_gx, g_decay = cpu_kernels.affine_lif_backward(
         g,

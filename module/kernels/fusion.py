@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from module.kernels import batchnorm, cpu, pool, triton_device, winograd
+from module.kernels import batchnorm, cpu, norm_pool, pool, triton_device, winograd
 from module.kernels.neurons import KernelNeuron
 from module.kernels.substitute import watched
 from module.layers import over_time
@@ -72,6 +72,32 @@ def norm_neuron(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int | None
     if x.shape[0] != steps:
         x = x.expand(steps, *x.shape[1:])
     return channels_innermost(neuron(norm_add(norm, x)))  # a neuron that stacks its steps loses the layout
+
+
+def norm_neuron_pool(
+    norm: nn.Module, neuron: nn.Module, layer: nn.Module, x: Tensor, steps: int | None = None
+) -> Tensor:
+    """`over_time(neuron(over_time(x, norm)), layer)` for a max-pool; `x` and `steps` as in `norm_neuron`."""
+    steps = steps or x.shape[0]
+    if not (
+        triton_device.runs(x)
+        and steps <= norm_pool.MOST_STEPS
+        and pool.can_pool(layer, x.flatten(0, 1))
+        and can_fuse_norms(x, norm)
+        and can_fuse_neurons(x, neuron)
+        and not watched(layer)
+    ):
+        return pooled(layer, norm_neuron(norm, neuron, x, steps))
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(neuron, KernelNeuron)
+    decay, (threshold, alpha) = neuron.decay(x), neuron.constants()
+    if not norm.training:
+        return norm_pool.affine_lif_pool(x, *_running_affine(norm), decay, steps, threshold)
+    keep = torch.is_grad_enabled()
+    arguments = (decay, steps, norm.eps, threshold, alpha, keep)
+    out, mean, var, _ = norm_pool.bn_lif_pool(x, norm.weight, norm.bias, *arguments)
+    _update_running(norm, mean, var, x.numel() // x.shape[2] // x.shape[0] * steps)
+    return out
 
 
 def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: KernelNeuron, x: Tensor, steps: int) -> Tensor:

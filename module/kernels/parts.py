@@ -21,6 +21,7 @@ from module.kernels.fusion import (
     is_folded,
     norm_add,
     norm_neuron,
+    norm_neuron_pool,
     norms_neuron,
     pooled,
 )
@@ -66,9 +67,9 @@ class FusedSPS(FusedPart, MS_SPS):
 
     def fast_forward(self, x: Tensor) -> Tensor:
         steps = x.shape[0]
-        s = pooled(self.maxpool, norm_neuron(self.proj_bn, self.proj_lif, self._first_current(x), steps))
-        s = pooled(self.maxpool1, norm_neuron(self.proj_bn1, self.proj_lif1, convolved(self.proj_conv1, s)))
-        s = pooled(self.maxpool2, norm_neuron(self.proj_bn2, self.proj_lif2, convolved(self.proj_conv2, s)))
+        s = norm_neuron_pool(self.proj_bn, self.proj_lif, self.maxpool, self._first_current(x), steps)
+        s = norm_neuron_pool(self.proj_bn1, self.proj_lif1, self.maxpool1, convolved(self.proj_conv1, s))
+        s = norm_neuron_pool(self.proj_bn2, self.proj_lif2, self.maxpool2, convolved(self.proj_conv2, s))
         x = pooled(self.maxpool3, norm_add(self.proj_bn3, convolved(self.proj_conv3, s)))  # [T, B, D, H', W']
         return norm_add(self.rpe_bn, convolved(self.rpe_conv, self.proj_lif3(x)), x)
 
@@ -87,7 +88,7 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
     plain_class: ClassVar[type[nn.Module]] = MS_SSA_Conv
     stands_for: ClassVar[dict[str, str]] = {
         "module.attention:MS_SSA_Conv.forward": "3225509fd151238d",
-        "module.attention:MS_SSA_Conv._attend": "587ddaa6aae878f9",
+        "module.attention:MS_SSA_Conv._attend": "0929b7a5af6a0b1f",
         "module.attention:MS_SSA_Conv._split_heads": "ea2d94f3cbc603c1",
         "module.layers:over_time": "784d7585bdd8ffa2",
     }
@@ -112,7 +113,7 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         v = self.v_pool(norm_neuron(self.v_bn, self.v_lif, over_time(s, self.v_conv)))
         kv = self.kv_before(self._split_heads(k) * self._split_heads(v))  # [T, B, h, N, D/h]
         mask = self.talking_heads_lif(self.kv_pool(kv).sum(dim=3, keepdim=True))  # [T, B, h, 1, D/h]
-        y = self.x_pool(self._split_heads(q) * mask)
+        y = self.x_pool(self._split_heads(q) * mask.to(q.dtype))
         return y.transpose(3, 4).flatten(2, 3).unflatten(3, (H, W))
 
     def _can_attend_at_once(self, s: Tensor) -> bool:

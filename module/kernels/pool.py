@@ -38,7 +38,7 @@ def _kernels(x: Tensor) -> Any:
     return triton_pool
 
 
-def _pooled_size(H: int, W: int) -> tuple[int, int]:
+def pooled_size(H: int, W: int) -> tuple[int, int]:
     return (H + 1) // 2, (W + 1) // 2
 
 
@@ -52,7 +52,7 @@ def _max_pool(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 
 def _outputs(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     N, C, H, W = x.shape
-    h, w = _pooled_size(H, W)
+    h, w = pooled_size(H, W)
     out = x.new_empty(N, h, w, C).permute(0, 3, 1, 2)
     return out, x.new_empty((N, h, w, C) if keep else (0,), dtype=torch.uint8)
 

@@ -209,6 +209,7 @@ class Config:
     amp: bool = _device(False, "mixed precision")
     amp_dtype: str = _device("auto", "lower precision of amp (auto: float16 on CUDA, as published; bfloat16)",
                              choices=("auto", "float16", "bfloat16"))
+    allow_tf32: bool = _device(False, "CUDA may multiply float32 with 10 bits of mantissa: faster, less exact")
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)

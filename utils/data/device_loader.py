@@ -36,9 +36,10 @@ class DeviceLoader:
         self._mean = self._std = torch.empty(0)
         self._normalise = statistics is not None
         if statistics is not None:
-            # [1, C, 1, 1]; event frames have T before C, which broadcasts as well.
+            # [1, C, 1, 1]; event frames have T before C, which broadcasts as well. Finished before they are copied: the
+            # stream that reads them does not wait for the one that would compute them.
             self._mean, self._std = (
-                torch.tensor(values, device=device).mul_(unit).view(1, -1, 1, 1) for values in statistics
+                torch.tensor(values).mul_(unit).view(1, -1, 1, 1).to(device) for values in statistics
             )
 
     def __len__(self) -> int:

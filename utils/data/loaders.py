@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,15 @@ def build_eval_loader(cfg: Config, *, device: torch.device, rank: int = 0, world
 @contextmanager
 def _first_rank_first(rank: int) -> Iterator[None]:
     # Rank 0 downloads, converts or indexes while the others wait: two would do it twice, or damage the archive.
-    if rank > 0 and dist.is_initialized():
-        dist.barrier()
+    # On the CPUs and for as long as it takes: NCCL's own wait ends after 10 minutes.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if dist.is_initialized() else None
+    if rank > 0 and group is not None:
+        dist.barrier(group=group)
     try:
         yield
     finally:
-        if rank == 0 and dist.is_initialized():
-            dist.barrier()
+        if rank == 0 and group is not None:
+            dist.barrier(group=group)
 
 
 def _train_sampler(cfg: Config, length: int, rank: int, world_size: int) -> TrainSampler:

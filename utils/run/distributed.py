@@ -20,6 +20,8 @@ from utils.errors import USAGE_ERROR, Stopped, UserError
 from utils.run.allocator import keep_freed_memory
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
+# How long processes wait for one that converts or downloads data; NCCL would give up after 10 minutes.
+_WAIT_TIMEOUT = timedelta(days=1)
 
 
 class Place(NamedTuple):
@@ -82,7 +84,7 @@ class Process:
         if self.world_size == 1:
             return mine
         all_of_them: list[dict[str, str | None]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(all_of_them, mine)
+        dist.all_gather_object(all_of_them, mine, group=self.control)
         return {key: next((found[key] for found in all_of_them if found.get(key)), None) for key in mine}
 
     def gather(self, value: float) -> list[float]:
@@ -93,6 +95,27 @@ class Process:
         values = [torch.zeros_like(mine) for _ in range(self.world_size)]
         dist.all_gather(values, mine, group=self.control)
         return [float(v) for v in values]
+
+
+def patient_group() -> dist.ProcessGroup:
+    """All processes, on their CPUs, for decisions and for waiting long."""
+    group = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def keep_gradient_strides(model: torch.nn.Module) -> None:
+    """Give the gradient of each 1 x 1 weight the strides of the weight, without a copy.
+
+    Channels-last and contiguous are the same memory there, and torch's kernels choose either; data-parallel training
+    would copy each gradient, and warn, where the strides differ.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dim() == 4 and weight.shape[2:] == (1, 1):
+            shape, strides = weight.shape, weight.stride()
+            weight.register_hook(
+                lambda g, shape=shape, strides=strides: g.as_strided(shape, strides) if g.is_contiguous() else g
+            )
 
 
 @contextlib.contextmanager
@@ -124,8 +147,7 @@ def distributed(cfg: Config) -> Iterator[Process]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
     try:
-        control = dist.new_group(backend="gloo")
-        assert isinstance(control, dist.ProcessGroup)
+        control = patient_group()
         yield Process(rank, world_size, device, control)
         # The process that holds the store must not end while the others still use it.
         dist.barrier(group=control)

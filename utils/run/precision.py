@@ -20,8 +20,9 @@ MOST_SKIPPED_UPDATES = 40
 class Precision:
     """How forward and backward passes of a run compute.
 
-    Without `amp`, float32 throughout. With it, autocast to bfloat16, or to float16 with loss scaling on CUDA (the
-    published runs). Neurons keep a float32 state unless `neuron_dtype` says otherwise.
+    Without `amp`, float32 throughout; with `allow_tf32` CUDA multiplies with 10 bits of mantissa. With `amp`,
+    autocast to bfloat16, or to float16 with loss scaling on CUDA (the published runs). Neurons keep a float32 state
+    unless `neuron_dtype` says otherwise.
 
     Raises:
         UserError: float16 on a CPU, where fast kernels are missing.
@@ -34,6 +35,8 @@ class Precision:
     def __init__(self, cfg: Config, device: torch.device) -> None:
         self.device = device
         self.enabled = cfg.amp
+        # torch's own default is to allow it in convolutions.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.allow_tf32
         names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
         by_default = "float16" if device.type == "cuda" else "bfloat16"
         self.dtype = names[by_default if cfg.amp_dtype == "auto" else cfg.amp_dtype]

@@ -31,7 +31,7 @@ from utils.run.build import (
     with_sizes_of,
 )
 from utils.run.console import Progress, clock, logger, peak_memory
-from utils.run.distributed import Process
+from utils.run.distributed import Process, keep_gradient_strides
 from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
@@ -111,6 +111,7 @@ class Trainer:
     def _parallel(self, model: nn.Module) -> nn.Module:
         if self.process.world_size == 1:
             return model
+        keep_gradient_strides(model)
         ids = [self.process.device.index] if self.process.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
 
@@ -123,6 +124,7 @@ class Trainer:
             f"T = {cfg.time_steps}, {cfg.dataset} at {height} x {width}"
         )
         precision = str(self.state.precision.dtype).removeprefix("torch.") if cfg.amp else "float32"
+        precision += " (tf32 in products)" if cfg.allow_tf32 and process.device.type == "cuda" else ""
         scaled = "not scaled with it" if cfg.lr_base is None else f"lr_base {cfg.lr_base:g} scaled with it"
         logger.info(
             f"{process.world_size} process(es) on {process.device.type}, {precision}; global batch "
