@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import re
 from collections import Counter
@@ -219,9 +220,9 @@ def step(
     return Step(recorder.rows, sum(storages.values()))
 
 
-def accelerated(**sizes: Any) -> nn.Module:
+def accelerated(kernels: str = "auto", **sizes: Any) -> nn.Module:
     """The model as it runs on CUDA, with the substitutes attached without their proof."""
-    return accelerate(SpikeDrivenTransformer(**sizes), prove=False, neuron_backend="triton")
+    return accelerate(SpikeDrivenTransformer(**sizes), kernels=kernels, prove=False, neuron_backend="triton")
 
 
 def in_words(row: Row) -> str:
@@ -239,13 +240,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dtype", default="float16", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--evaluate", action="store_true", help="an evaluation instead of a training step")
-    parser.add_argument("--plain", action="store_true", help="no substitute: the published operations")
+    parser.add_argument("--kernels", default="auto", choices=("auto", "plain"), help="plain: kernels for neurons alone")
     parser.add_argument("--show", type=float, metavar="MIB", help="list the operators that move so much")
     given = parser.parse_args()
-    sizes = dict(embed_dims=given.dim, depths=given.depth, img_size=given.side, T=given.steps)
+    sizes: dict[str, Any] = dict(embed_dims=given.dim, depths=given.depth, img_size=given.side, T=given.steps)
     dtype = None if given.dtype == "float32" else getattr(torch, given.dtype)
-    build = SpikeDrivenTransformer if given.plain else accelerated
-    done = step(lambda: build(**sizes), given.batch, dtype, side=given.side, training=not given.evaluate)
+    build = functools.partial(accelerated, given.kernels, **sizes)
+    done = step(build, given.batch, dtype, side=given.side, training=not given.evaluate)
     for row in done.rows if given.show is not None else ():
         if row.cost[0] >= given.show * 2**20:
             print(in_words(row))

@@ -96,7 +96,7 @@ def accelerate(
         _attach(list(_neurons(model, backend)), contexts, steps, prove, agree, failed)
         if not failed or parameter.device.type != "cuda":
             break
-        _logger.warning(f"warning: neurons do not run on {backend}, for that reason")
+        _logger.warning(f"warning: neurons do not run on {backend}: {next(iter(failed.values()))}")
         detach(model)  # on CUDA there is another backend to try
     reasons |= failed
     # Parts last: they are proved with the neurons and convolutions that they will run with.

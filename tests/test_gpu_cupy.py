@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import logging
 import re
 import types
 from pathlib import Path
@@ -14,8 +15,13 @@ import pytest
 import torch
 from spikingjelly.activation_based import cuda_utils
 from spikingjelly.activation_based.auto_cuda import base, neuron_kernel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from module import accelerate as acceleration
 from module.kernels import backends
+from module.kernels.backends import why_not
+from module.kernels.lif import lif
 from module.neuron import make_neuron
 
 
@@ -79,6 +85,38 @@ def test_what_breaks_in_spikingjelly_is_the_reason(sources, monkeypatch):
 
 def test_kernels_that_compute_nothing_are_found(sources):
     assert "computes something else on CuPy" in backends.why_cupy_nodes_fail(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("cannot_run", "wrong", "expected"),
+    [
+        ((), (), "triton kernel"),
+        (("triton",), (), "SpikingJelly's CuPy kernel"),
+        ((), ("triton",), "SpikingJelly's CuPy kernel"),
+        (("cupy",), ("triton",), "SpikingJelly's torch code"),
+        (("triton",), ("cupy",), "SpikingJelly's torch code"),
+    ],
+    ids=str,
+)
+def test_auto_on_cuda_takes_the_next_backend_and_says_why(cannot_run, wrong, expected, monkeypatch, caplog):
+    def proof(candidate, contexts, steps):
+        return "it is wrong" if candidate.settings.get("kernel", "cupy") in wrong else None
+
+    monkeypatch.setattr(backends, "why_not", lambda backend, device: "no driver" if backend in cannot_run else None)
+    monkeypatch.setattr(acceleration, "_why_not", proof)
+    with FakeTensorMode(), torch.device("cuda"), caplog.at_level(logging.WARNING, "sdt"):
+        model = acceleration.accelerate(nn.Sequential(make_neuron("plif"), make_neuron("lif")))
+    assert {row.runs_as for row in acceleration.rows(model)} == {expected}
+    for backend in cannot_run:
+        assert f"neurons do not run on {backend}: no driver" in caplog.text
+    for backend in wrong:
+        assert f"neurons do not run on {backend}: it is wrong" in caplog.text
+
+
+def test_triton_refuses_a_tensor_that_is_not_on_cuda():
+    with pytest.raises(ValueError, match="'triton' runs on CUDA devices, and its input is on cpu"):
+        lif(torch.randn(2, 3), torch.tensor(0.5), 2, 1.0, 4.0, "triton")
+    assert why_not("triton", torch.device("cpu")) == "the model is on cpu, not on a CUDA device"
 
 
 def library() -> Path | None:

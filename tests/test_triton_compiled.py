@@ -44,10 +44,11 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     pooled = empty(T, B, C, (H + 1) // 2, (W + 1) // 2, dtype=dtype).flatten(0, 1)
     winner = empty(*pooled.shape, dtype=torch.uint8)
     pooled_spikes, winners = pooled.unflatten(0, (T, B)), winner.unflatten(0, (T, B))
-    for kept in (winners, None) if T <= norm_pool.MOST_STEPS else ():
-        triton_norm.affine_lif_pool(x, *affine, pooled_spikes, kept, decay, 1.0)
-    tensors = (pooled_spikes, winners, x, affine, channels, double, double, decay)
-    triton_norm.bn_lif_backward(*tensors, 1e-5, 1.0, 4.0, want_decay)
+    if T <= norm_pool.MOST_STEPS:
+        for kept in (winners, None):
+            triton_norm.affine_lif_pool(x, *affine, pooled_spikes, kept, decay, 1.0)
+        tensors = (pooled_spikes, winners, x, affine, channels, double, double, decay)
+        triton_norm.bn_lif_backward(*tensors, 1e-5, 1.0, 4.0, want_decay)
     for kept in (winner, None):
         triton_pool.max_pool(images, pooled, kept)
     triton_pool.max_pool_backward(pooled, winner, images)

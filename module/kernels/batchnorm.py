@@ -271,6 +271,9 @@ def _setup_bn_add(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _bn_add_grad(ctx, g, g_mean, g_var):  # type: ignore[no-untyped-def]
+    x = ctx.saved_tensors[0]
+    if is_dense(x):
+        g = same_layout(g, x, x.dtype)  # here, since the shortcut hands it on: else each block would copy it
     gx, gw, gb = bn_add_backward(g, *ctx.saved_tensors, ctx.eps)
     return gx, gw, gb, g if ctx.adds else None, None
 

@@ -15,7 +15,7 @@ from module.kernels.batchnorm import affine_of, with_channels
 from module.kernels.cpu import state_dtype
 from module.kernels.pool import pooled_size
 
-MOST_STEPS = 15  # four bits of 64 for each, one of them the sign
+MOST_STEPS = 8  # beyond that the backward pass would need more registers than there are
 
 
 def _kernels() -> Any:
