@@ -1,4 +1,4 @@
-"""The compiled kernels of the event-driven engine: module/kernels/csrc/sparse, as C functions with their types.
+"""The compiled kernels of sparse convolutions: module/kernels/csrc/sparse, as C functions with their types.
 
 Where they cannot be compiled, `load` says why in one line and the callers compute densely.
 """
