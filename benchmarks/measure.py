@@ -2,7 +2,7 @@
 
 A clock that drifts (heat, other users of the machine) then hits all candidates alike, and a ratio is taken within
 each round, so it is steadier than the quotient of two medians measured at different times. Memory is measured in
-child processes, one per candidate, because a peak cannot be taken back.
+child processes, one per candidate, because the peak of a process never falls.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _resident(field: str) -> float:
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
-    """Hardware, versions and git commit: what a figure means nothing without."""
+    """Hardware, versions and git commit: figures can only be compared where these are known."""
     device = device or torch.device("cpu")
     facts: dict[str, Any] = {
         "cpu": _cpu_name(),
@@ -258,7 +258,7 @@ def print_json(
     device: torch.device | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> None:
-    """The one line for machines that ends every benchmark; `failed` as in `print_table`."""
+    """The last line of every benchmark, in JSON; `failed` as in `print_table`."""
     facts = {"benchmark": benchmark, "argv": sys.argv[1:], **machine(device), "results": results}
     print(json.dumps(_without_nan(facts | ({"failed": failed} if failed else {}))))
 

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
@@ -72,7 +73,8 @@ class SpikingNode(nn.Module):
         # Neither autocast nor a half-precision input may lower the state's precision unless asked to: near the
         # threshold, rounding decides whether a neuron fires.
         half = x_seq.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(x_seq.device.type, enabled=False):
+        kind = x_seq.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             try:
                 spikes = super().forward(x_seq.float() if half and self.neuron_dtype == "float32" else x_seq)
             finally:

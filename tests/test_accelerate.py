@@ -362,6 +362,21 @@ def test_shapes_can_be_computed_without_a_device(engine):
     assert logits.shape == (3, 5)
 
 
+def test_a_plain_model_computes_shapes_without_a_device():
+    with torch.device("meta"):
+        assert tiny()(torch.empty(3, 3, 16, 16))[0].shape == (3, 5)
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_a_folded_model_is_accelerated_after_its_proof(engine):
+    model = built().eval().fuse()
+    plain = copy.deepcopy(model)
+    accelerate(model, engine=engine, training=False)
+    assert [row.part for row in rows(model) if row.runs_as == "plain"] == []
+    with torch.no_grad():
+        torch.testing.assert_close(model(images())[0], plain(images())[0], **CLOSE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"kernels": "fast"}, "kernels='fast' is not one of auto, plain"), ({"engine": "events"}, "auto, dense, sparse")],

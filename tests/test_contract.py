@@ -244,6 +244,14 @@ def test_optional_parts_are_optional():
             prepare_for_training(asked, Smallest(), process, Precision(asked, process.device))
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_weights_have_channels_innermost_where_it_is_asked_for(asked):
+    sizes = dict(layer=1, dim=16, num_heads=2, img_size=16)
+    cfg, process = settings(model="sdt", **sizes, channels_last=asked), Process(0, 1, CPU)
+    model, _ = prepare_for_training(cfg, build_model(cfg), process, Precision(cfg, CPU))
+    assert model.patch_embed.proj_conv1.weight.is_contiguous(memory_format=torch.channels_last) == asked
+
+
 def test_the_loss_of_several_heads_is_the_mean_of_their_losses():
     from utils.config.settings import Config
     from utils.run.precision import Precision

@@ -80,7 +80,7 @@ def test_names_choose_samples_of_shards(tmp_path: Path) -> None:
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
     train = build_dataset(folder(tmp_path, written(tmp_path, "train.tar/2\n"), "wds/pets"), training=True)
-    train.transform = np.asarray
+    train.dataset.transform = np.asarray
     assert [int(train[i][0][0, 0, 0]) for i in range(len(train))] == [2]
 
 

@@ -1,13 +1,11 @@
 """Compile the project's own C and C++ for this CPU on first use, and load it.
 
-Plain functions called through ctypes: no build step at installation, no torch headers (which take minutes), and one
-line with the reason where it cannot be done. A library lands in a cache folder under a name made from its sources,
-the compiler, the flags, the CPU and the OpenMP runtime, so nothing stale or foreign is ever loaded, also from a home
-directory that different machines share.
+The functions are called through ctypes, so there is no build step at installation, and torch's headers (which take
+minutes to compile) are not needed. A library is kept in a cache folder. Its name is made from its sources, the
+compiler, the flags, the CPU and the OpenMP runtime, so a library of other sources or of another machine is not loaded.
 
-What is a failure stays one for the process: the question is asked at every forward pass, a failing compiler may take
-minutes, and a run must not change its arithmetic half-way. Nothing of it is kept on disk: the next process tries
-again, and finds a compiler installed meanwhile.
+A process that failed to build a library does not try again: a failing compiler may take minutes, and a run must not
+change its arithmetic on the way. The failure is not kept on disk, so the next process tries again.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class CupyNeuron(_Neuron):
 
 
 _LIF = {
-    "module.neuron:LIF.forward": "56c70326680d4df8",
+    "module.neuron:LIF.forward": "181c18be8b726244",
     "module.neuron:LIF.multi_step_forward": "9bdf821d6e446c74",
     "module.neuron:LIF.single_step_forward": "1c809df220b0ce87",
     "module.neuron:LIF.neuronal_charge": "b94e6de8f8c101dd",
@@ -100,7 +100,7 @@ _LIF = {
     "module.neuron:LIF.neuronal_reset": "c16e6a5aa4c5fc64",
 }
 _PARAMETRIC_LIF = {
-    "module.neuron:ParametricLIF.forward": "56c70326680d4df8",
+    "module.neuron:ParametricLIF.forward": "181c18be8b726244",
     "module.neuron:ParametricLIF.multi_step_forward": "9bdf821d6e446c74",
     "module.neuron:ParametricLIF.single_step_forward": "1c809df220b0ce87",
     "module.neuron:ParametricLIF.neuronal_charge": "0226bc33a0cf5da4",

@@ -26,7 +26,6 @@ from module.sps import MS_SPS
 
 # Beside twice the plain error: so many roundings of the run's dtype, for where the plain result is exact by chance.
 _ROUNDINGS = 8
-_BATCH = 2
 _SIDE = 2  # of the feature map behind all pools
 _DRAWS = 3
 _SHIFTS = 33  # tried for each channel
@@ -72,7 +71,7 @@ def difference(part: nn.Module, fast: nn.Module, context: Context, steps: int) -
 def _difference(part: nn.Module, fast: nn.Module, context: Context, steps: int, static: bool, draw: int) -> str | None:
     device, dtype, autocast, training = context
     generator = torch.Generator().manual_seed(draw)
-    x = _input(part, steps, generator)
+    x = _input(part.train(training), steps, generator)
     if static:
         x = x[:1].expand(x.shape)
     reference = copy.deepcopy(part).double().cpu().train(training)
@@ -100,8 +99,13 @@ def _shown_once(x: Tensor) -> Tensor:
 def _input(part: nn.Module, steps: int, generator: torch.Generator) -> Tensor:
     """Values that 16 bits hold exactly, `[T, B, C, H, W]`, float64."""
     channels = next((layer.in_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)), 8)
-    side = _SIDE * 2 ** part.pooling_stat.count("1") if isinstance(part, MS_SPS) else _SIDE
-    x = 2 * torch.randn(steps, _BATCH, channels, side, side, generator=generator)
+    height = _SIDE * 2 ** part.pooling_stat.count("1") if isinstance(part, MS_SPS) else _SIDE
+    # Not a square where there are pools: a larger map in front of them sees all taps of a convolution.
+    width = height // 2 if height > _SIDE else height
+    # Two samples, so that time and batch cannot be mistaken for each other; in training, where a long sequence alone
+    # has enough values for statistics, one is enough.
+    batch = 1 if part.training and steps >= 4 and not isinstance(part, nn.Conv2d) else 2
+    x = 2 * torch.randn(steps, batch, channels, height, width, generator=generator)
     if isinstance(part, nn.Conv2d):  # of spikes
         return (x > 1).double()
     return x.bfloat16().double()
@@ -145,7 +149,10 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
         if shifted == INPUT:
             x = (x + _shift(neuron, x)[:, None, None]).bfloat16().double()
         else:
-            bias = part.get_submodule(shifted).bias
+            norm = part.get_submodule(shifted)
+            if isinstance(norm, nn.Identity):  # BatchNorm was folded into the convolution before it
+                norm = part.get_submodule(shifted.replace("_bn", "_conv"))
+            bias = norm.bias
             assert isinstance(bias, Tensor)
             bias.zero_()
             bias.copy_(_shift(neuron, _current(part, neuron, x)))
@@ -154,12 +161,25 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
     return x
 
 
+class _Reached(Exception):
+    """The computation is at the neuron that was asked for."""
+
+
 def _current(part: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    handle = neuron.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    part(x)
-    handle.remove()
-    return found[0]
+    """What `neuron` gets when `part` computes `x`; what follows it is not computed."""
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise _Reached(args[0])
+
+    handle = neuron.register_forward_pre_hook(stop)
+    try:
+        part(x)
+    except _Reached as reached:
+        current: Tensor = reached.args[0]
+        return current
+    finally:
+        handle.remove()
+    raise RuntimeError("the neuron is no part of the computation")
 
 
 def _shift(neuron: nn.Module, current: Tensor) -> Tensor:

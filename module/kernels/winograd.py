@@ -1,10 +1,10 @@
 """3 x 3 convolution whose gradients are computed by Winograd's algorithm F(4 x 4, 3 x 3), in float32 on a CPU.
 
-A surrogate gradient is dense, so the input's gradient is the one product of a training step that spikes do not make
-cheaper; without the event-driven engine the weight's is as dear. Winograd's algorithm (Lavin and Gray, "Fast Algorithms
-for Convolutional Neural Networks", 2016) takes a quarter of the multiplications, for up to ten times the rounding error
-of the direct sum, which is tested to stay below 1e-5 of the largest gradient. Forward passes are not computed this way:
-there a rounding error can flip a spike.
+A surrogate gradient is dense, so spikes do not make the gradient of the input cheaper, and without sparse convolutions
+the gradient of the weight costs as much. Winograd's algorithm (Lavin and Gray, "Fast Algorithms for Convolutional
+Neural Networks", 2016) needs a quarter of the multiplications. Its rounding error is up to ten times that of the direct
+sum; tests check that it stays below 1e-5 of the largest gradient. The forward pass is not computed in this way, because
+there a rounding error can change a spike.
 
 Legend: N images, M output and C input channels of the convolution, H x W feature map.
 """

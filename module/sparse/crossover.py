@@ -1,7 +1,7 @@
-"""From which firing rate on a dense convolution is faster than an event-driven one, on this machine.
+"""The firing rate above which a dense convolution is faster than a sparse one, on this machine.
 
-Measured once per kind of layer with random spikes, and kept in the cache folder. The event-driven time is close to
-a + b * rate, so two rates give the line, and the crossover is where it meets the dense time.
+Measured once per kind of layer with random spikes, and kept in the cache folder. The time of the sparse one is
+close to a + b * rate, so two rates give the line; the result is the rate at which it equals the dense time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROUNDS = 4
 
 
 def crossover(C: int, M: int, kernel: int, pixels: int) -> float:
-    """The firing rate, 0 to 1, up to which the event-driven layer is used."""
+    """The firing rate, 0 to 1, up to which the sparse layer is used."""
     if torch.are_deterministic_algorithms_enabled():
         return FIXED
     # Pixels by powers of two: a last, smaller batch is no new kind of layer.

@@ -1,4 +1,4 @@
-"""The compiled kernels of the event-driven engine: module/kernels/csrc/sparse, as C functions with their types.
+"""The compiled kernels of sparse convolutions: module/kernels/csrc/sparse, as C functions with their types.
 
 Where they cannot be compiled, `load` says why in one line and the callers compute densely.
 """
@@ -11,11 +11,11 @@ import functools
 from module.kernels import native
 
 LIBRARY = native.Library(
-    name="event",
+    name="sparse",
     sources=("sparse/forward.c", "sparse/neuron.c", "sparse/pack.c", "sparse/weight_grad.c"),
     flags=("-Wno-psabi",),  # vectors wider than the baseline's registers are passed between inlined functions only
     # First a choice among instruction sets at load time, where compiler and linker can do that.
-    variants=(("-fopenmp", "-DEVENT_CLONES"), *native.native_variants()),
+    variants=(("-fopenmp", "-DSPARSE_CLONES"), *native.native_variants()),
 )
 
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p

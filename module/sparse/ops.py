@@ -1,8 +1,8 @@
 """Convolution of spikes by additions on a CPU, as torch operators.
 
-`sparse_conv2d` sums the weight rows of the active inputs where its input is sparse enough to pay, and computes
-densely where it is not, or is not made of 0 and 1. The operators are opaque to `torch.compile`, have autograd
-formulas, and save one bit per spike for the backward pass.
+`sparse_conv2d` sums the weight rows of the active inputs where its input is sparse enough for that to be faster. It is
+a dense convolution where the input is not, or has other values than 0 and 1. For `torch.compile` each operator is one
+node; they have gradients, and keep one bit per spike for the backward pass.
 
 Legend: N images (time steps times batch), C input and M output channels, H x W feature map, P = N*H*W pixels,
 words = ceil(C/64). Bits are int64 `[P, words]`, pixels in the order N, H, W.
@@ -36,7 +36,7 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
 def checked(result: int) -> int:
     """A count the kernels returned; raises MemoryError where they had no memory."""
     if result == _OUT_OF_MEMORY:
-        raise MemoryError("the event-driven kernels could not allocate their lists")
+        raise MemoryError("the kernels of sparse convolutions could not allocate their lists")
     return result
 
 
@@ -185,7 +185,7 @@ def sparse_conv2d(
         weight: `[M, C, k, k]`, k 1 or 3. Sums are float32 whatever its dtype.
         out_dtype: float32 or bfloat16.
         auto: compute densely above the firing rate at which that is faster on this machine (measured once and
-            kept); otherwise from events at any rate. Input other than 0 and 1 is computed densely in both cases.
+            kept); otherwise sparse at any rate. Input other than 0 and 1 is computed densely in both cases.
         bf16_input_grad: compute the input gradient in bfloat16.
 
     Returns:

@@ -8,8 +8,8 @@
  * Every output value is summed by one thread in an order that depends on the shapes alone: results do not depend
  * on the number of threads.
  */
-#ifndef EVENT_H
-#define EVENT_H
+#ifndef SPARSE_H
+#define SPARSE_H
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -21,10 +21,10 @@
 
 /* The loader picks the variant for the processor it runs on (x86-64 with GNU ifunc); elsewhere the compiler's
  * baseline is used, which on 64-bit Arm has NEON. */
-#ifdef EVENT_CLONES
-#define EVENT_DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#ifdef SPARSE_CLONES
+#define SPARSE_DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define EVENT_DISPATCH
+#define SPARSE_DISPATCH
 #endif
 
 enum { PANEL = 32 }; /* two vectors of 16: long enough to pay for reading an index, short enough to stay in cache */
