@@ -86,8 +86,8 @@ class Config:
                              "piecewise_quadratic or piecewise_exp")
     surrogate_alpha: float = _neuron(4.0, "steepness of the surrogate gradient", above=0)
     neuron_args: dict[str, Any] | None = _neuron(None, "further arguments of the neuron, by name")
-    neuron_backend: str = _neuron("auto", "kernels (auto: cpp on a CPU; on CUDA triton, else cupy, whichever "
-                                  "computes the same there)", choices=("auto", "cupy", "torch", "cpp", "triton", "lean"))
+    neuron_backend: str = _neuron("auto", "kernels (auto: cpp on a CPU; on CUDA triton, else cupy, "
+                                  "whichever is exact)", choices=("auto", "cupy", "torch", "cpp", "triton", "lean"))
     neuron_dtype: str = _neuron("float32", "membrane state under mixed precision (published runs: input, "
                                 "the precision of the layer's input)", choices=("float32", "input"))
 
