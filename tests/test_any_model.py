@@ -23,7 +23,7 @@ from utils.measure.family import family_of
 from utils.measure.firing import FiringRecorder, spike_sources
 
 TINY = """
-model: sdt_under_test
+model: model_under_test
 dataset: digits
 num_classes: 10
 in_channels: 1
@@ -36,7 +36,7 @@ BUILD = {}
 
 
 @register_model
-def sdt_under_test(pretrained=False, **kwargs):
+def model_under_test(pretrained=False, **kwargs):
     return BUILD["now"]()
 
 
@@ -272,7 +272,7 @@ def test_what_cannot_be_measured_is_told_before_the_evaluation(measure, monkeypa
             self.fire_again(self.fire(x.unsqueeze(1)))  # each sample taken for a step
             return super().forward(x)
 
-    with pytest.raises(UserError, match="model: sdt_under_test cannot be measured: fire: this batch has 3 time"):
+    with pytest.raises(UserError, match="model: model_under_test cannot be measured: fire: this batch has 3 time"):
         measure(Wrong)
 
 

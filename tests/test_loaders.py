@@ -236,10 +236,14 @@ def test_the_first_process_downloads_indexes_or_converts_before_the_others(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(loaders_module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(loaders_module.dist, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(loaders_module.dist, "new_group", lambda **options: options)
+    waits: list[dict[str, object]] = []
+    monkeypatch.setattr(loaders_module.dist, "barrier", lambda group: (done.append("barrier"), waits.append(group))[0])
     with loaders_module._first_rank_first(rank):
         done.append("open")
     assert done == order
+    # NCCL would give up after 10 minutes; a conversion takes longer.
+    assert [(group["backend"], group["timeout"].days >= 1) for group in waits] == [("gloo", True)]
 
 
 def test_two_ways_of_repeating_samples_exclude_each_other() -> None:
