@@ -233,7 +233,7 @@ def test_a_model_without_compilers_runs_on_torch_and_says_why_in_one_line_each(t
     assert done.stdout == "True set()\n"
     (dense,) = [line for line in done.stderr.splitlines() if "stay dense" in line]
     assert "out of order" in dense
-    (neurons,) = [line for line in done.stderr.splitlines() if "neurons run on lean" in line]
+    (neurons,) = [line for line in done.stderr.splitlines() if "neurons do not run on cpp" in line]
     assert "no C++ compiler found (looked for no-such-compiler)" in neurons
 
 
