@@ -126,7 +126,7 @@ def measure_energy(
     Args:
         model: any module with spiking neurons; it is called as `model(batch)` in evaluation mode.
         batches: inputs, the samples along their first dimension or, time first, along their second.
-        mode: `exact` charges the operations really needed, `formula` MACs x rate of what enters.
+        mode: `exact` charges the operations that are needed, `formula` MACs x firing rate of the input.
         first_conv: `per_step`, or `once` for a static image, which is the same at every step.
 
     Raises:

@@ -33,10 +33,10 @@ def write_html(path: Path, report: Report) -> None:
     if twin := m.compare(m.energy):
         tiles.append((tables.ratio(twin.ratio), f"energy of the ANN twin ({tables.energy(twin.energy_pJ)})"))
     sections = {
-        "What it costs": _totals(report),
+        "Operations and energy": _totals(report),
         "Energy by layer": _energy_chart(m.energy) if m.energy.rows else "",
-        "What fires": _rate_chart(m.firing) if m.firing else "",
-        "Where attention looks": _maps(report, path.parent) if report.attention_maps else "",
+        "Firing rates": _rate_chart(m.firing) if m.firing else "",
+        "Attention maps": _maps(report, path.parent) if report.attention_maps else "",
         "Time steps": _table(*sweep_cells(report.sweep)) if report.sweep else "",
         "Proof": _proof(report.verification) if report.verification else "",
         "How each part ran": _table(*part_cells(report.parts)) if report.parts else "",
@@ -80,7 +80,7 @@ def _all_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _totals(report: Report) -> str:
     m = report.measured
-    modes = "exact: operations really needed. formula: MACs x rate of what enters."
+    modes = "exact: the operations that are needed. formula: MACs x firing rate of the input of a layer."
     notes = [f"Per sample. Costs: {m.energy.cost}. Compute only, not measured power.", modes]
     if m.family and (twin := m.compare(m.energy)):
         notes[1] += f" {m.family.paper_mode}"
