@@ -151,7 +151,7 @@ def _walk_backward(loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _without_random_numbers() -> Iterator[None]:
+def without_random_numbers() -> Iterator[None]:
     """Fake tensors hold none, and drawing them takes its time."""
     truncated = nn.init.trunc_normal_
     nn.init.trunc_normal_ = lambda t, **_: t
@@ -185,7 +185,7 @@ def step(
 ) -> Step:
     """One training step, or one evaluation, of the model that `build` makes; channels-last, autocast to `dtype`."""
     storages: dict[int, int] = {}
-    with _without_random_numbers(), FakeTensorMode(allow_non_fake_inputs=True):
+    with without_random_numbers(), FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             model = build().train(training)
         for layer in model.modules():

@@ -21,7 +21,7 @@ from torch import nn
 
 from module.kernels import backends, cpu, proof, triton_device
 from module.kernels.neurons import KernelNeuron, substitute_for
-from module.kernels.parts import PARTS
+from module.kernels.parts import PARTS, FusedPart
 from module.kernels.substitute import Context, Substitute, plain_class
 from module.neuron import neurons_of
 from module.sps import MS_SPS
@@ -285,12 +285,15 @@ def _difference(plain: nn.Module, fast: nn.Module, context: Context, steps: int)
 def _rows(model: nn.Module, kernels: str, backend: str, reasons: dict[type[nn.Module], str]) -> list[Row]:
     found: Counter[tuple[str, str, str]] = Counter()
     neurons = {id(neuron) for neuron in neurons_of(model).values()}
+    on_triton = triton_device.runs(next(model.parameters(), torch.empty(0)))
     for part in model.modules():
         kind = type(part)
         base = next((known for known in PARTS if isinstance(part, known)), None)
         foreign = not kind.__module__.startswith(_WITHOUT)
         if isinstance(part, Substitute):
             how = f"{part.kernel} {part.runs_as}" if isinstance(part, KernelNeuron) else part.runs_as
+            if on_triton and isinstance(part, FusedPart):
+                how = "Triton kernels"
             found[part.plain_class.__name__, how, ""] += 1
         elif id(part) in neurons:
             why = reasons.get(kind) or ("" if backend == "torch" else "no kernel for this class")

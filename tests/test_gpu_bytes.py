@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.fake_cuda import Operand, Step, accelerated, in_words, step
+from benchmarks.fake_cuda import Operand, Step, accelerated, in_words, step, without_random_numbers
+from module.accelerate import rows
 
 # 2-512 at 224 x 224, T = 4, B = 8, float16; `python -m benchmarks.fake_cuda` prints the figures of 8-512.
 SIZES = dict(embed_dims=512, depths=2, img_size=224, T=4)
@@ -51,3 +53,10 @@ def test_an_evaluation_keeps_nothing_and_moves_less(training):
     done = step(lambda: accelerated(**SIZES), BATCH, training=False)
     assert done.kept == 0
     assert done.totals()[0] < 0.3 * training.totals()[0]
+
+
+def test_the_table_names_tritons_kernels_on_cuda():
+    with without_random_numbers(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        model = accelerated(img_size=16, embed_dims=16, depths=1)
+    expected = dict.fromkeys(("MS_SPS", "MS_SSA_Conv", "MS_MLP_Conv"), "Triton kernels") | {"LIF": "triton kernel"}
+    assert {row.part: row.runs_as for row in rows(model)} == expected

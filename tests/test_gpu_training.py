@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.config.parse import config_from
 from utils.data import loaders
 from utils.run.distributed import keep_gradient_strides, patient_group
+from utils.run.precision import Precision
 
 
 @pytest.fixture
@@ -48,3 +52,12 @@ def test_processes_wait_long_and_on_their_cpus():
         newest = dist.distributed_c10d._world.pg_map
     assert all(p._get_backend(torch.device("cpu")).options._timeout >= timedelta(hours=12) for p in list(newest)[1:])
     assert len(newest) == 3
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("auto", "cuda"), ("bfloat16", "cuda"), ("auto", "cpu")])
+def test_bfloat16_is_recommended_where_float16_runs_on_cuda(dtype, device):
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loss scaling is switched off where CUDA is missing
+        precision = Precision(config_from({"amp": True, "amp_dtype": dtype}), torch.device(device))
+    recommended = "amp_dtype: bfloat16 is recommended" in (precision.advice() or "")
+    assert recommended == ((dtype, device) == ("auto", "cuda"))

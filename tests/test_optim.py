@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from golden import load_json, load_tensors, model_arguments, under
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import sdt
 from utils.config.parse import config_from, load_yaml
@@ -106,6 +107,15 @@ def test_named_optimizers_take_steps(opt, dummy):
     dummy(torch.randn(5, 3)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(dummy[0].weight, before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_updates_are_fused_where_torch_can(device):
+    with FakeTensorMode(), torch.device(device):
+        layer = nn.Linear(3, 4)
+        made = {opt: make_optimizer(config_from({"opt": opt}), layer) for opt in ("AdamW", "adam", "sgd", "lamb")}
+    fused = {opt: bool(optimizer.defaults.get("fused")) for opt, optimizer in made.items()}
+    assert fused == {"AdamW": True, "adam": True, "sgd": device == "cuda", "lamb": False}
 
 
 def test_settings_reach_the_optimizer(dummy):

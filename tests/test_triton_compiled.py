@@ -13,9 +13,9 @@ pytest.importorskip("triton")
 
 from triton_compiler import Launch, recorded
 
-from module.kernels import norm_pool, triton_attention, triton_lif, triton_norm, triton_pool
+from module.kernels import norm_pool, triton_attention, triton_lif, triton_norm, triton_norm_lif, triton_pool
 
-MODULES = (triton_lif, triton_norm, triton_pool, triton_attention)
+MODULES = (triton_lif, triton_norm, triton_norm_lif, triton_pool, triton_attention)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
@@ -34,9 +34,9 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     triton_lif.lif_forward(x, g, decay, 1.0)
     triton_lif.lif_backward(g, x, empty(*x.shape, dtype=dtype), decay, 1.0, 4.0, want_decay)
     triton_norm.batch_affine(x, channels, channels, 1e-5)
-    triton_norm.affine_lif(x, channels, channels, g, decay, 1.0)
+    triton_norm_lif.affine_lif(x, channels, channels, g, decay, 1.0)
     affine = (channels, channels)
-    triton_norm.bn_lif_backward(g, None, x, affine, channels, double, double, decay, 1e-5, 1.0, 4.0, want_decay)
+    triton_norm_lif.bn_lif_backward(g, None, x, affine, channels, double, double, decay, 1e-5, 1.0, 4.0, want_decay)
     triton_norm.affine_add(x, *affine, x, empty(*x.shape, dtype=dtype))
     triton_norm.affine_add(x, *affine, None, empty(*x.shape, dtype=dtype))
     triton_norm.bn_add_backward(g, g, channels, double, double, 1e-5)
@@ -46,9 +46,9 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     pooled_spikes, winners = pooled.unflatten(0, (T, B)), winner.unflatten(0, (T, B))
     if T <= norm_pool.MOST_STEPS:
         for kept in (winners, None):
-            triton_norm.affine_lif_pool(x, *affine, pooled_spikes, kept, decay, 1.0)
+            triton_norm_lif.affine_lif_pool(x, *affine, pooled_spikes, kept, decay, 1.0)
         tensors = (pooled_spikes, winners, x, affine, channels, double, double, decay)
-        triton_norm.bn_lif_backward(*tensors, 1e-5, 1.0, 4.0, want_decay)
+        triton_norm_lif.bn_lif_backward(*tensors, 1e-5, 1.0, 4.0, want_decay)
     for kept in (winner, None):
         triton_pool.max_pool(images, pooled, kept)
     triton_pool.max_pool_backward(pooled, winner, images)

@@ -27,6 +27,12 @@ def _triton() -> Any:
     return triton_norm
 
 
+def _triton_lif() -> Any:
+    from module.kernels import triton_norm_lif
+
+    return triton_norm_lif
+
+
 def with_channels(x: Tensor) -> Tensor:
     """`x`, copied unless its layout is dense with channels innermost, or (on a CPU) plainly contiguous."""
     on_cpu = not triton_device.runs(x)
@@ -60,7 +66,7 @@ def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, decay: Tensor, steps: in
 
 def _affine_lif(x: Tensor, scale: Tensor, shift: Tensor, spikes: Tensor, decay: Tensor, threshold: float) -> None:
     if triton_device.runs(x):
-        _triton().affine_lif(x, scale, shift, spikes, decay, threshold)
+        _triton_lif().affine_lif(x, scale, shift, spikes, decay, threshold)
     else:
         cpu_kernels.affine_lif_forward(x, scale, shift, spikes, float(decay), threshold)
 
@@ -92,7 +98,7 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tenso
     return torch.empty_like(with_channels(x))
 
 
-def _batch_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and biased variance of the batch per channel (float64), and the scale and shift that normalise by them."""
     if triton_device.runs(x):
         return _triton().batch_affine(x, weight, bias, eps)
@@ -110,7 +116,7 @@ def bn_lif(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes `[steps, B, C, H, W]`, and the batch's mean and biased variance `[C]` (float64)."""
     x = with_channels(x)
-    mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
+    mean, var, scale, shift = batch_affine(x, weight, bias, eps)
     spikes = empty_spikes(x, steps)
     _affine_lif(x, scale, shift, spikes, decay, threshold)
     return spikes, mean, var
@@ -144,7 +150,7 @@ def bn_lif_backward(
     scale, shift = affine_of(mean, var, weight, bias, eps)
     if triton_device.runs(x):
         affine = _per_channel(x, scale), _per_channel(x, shift)
-        return _triton().bn_lif_backward(
+        return _triton_lif().bn_lif_backward(
             g, None, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay
         )
     gx = torch.empty_like(x)
@@ -227,7 +233,7 @@ def bn_add(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm of `x`, plus `residual` if there is one; and the batch's mean and biased variance `[C]` (float64)."""
     x = with_channels(x)
-    mean, var, scale, shift = _batch_affine(x, weight, bias, eps)
+    mean, var, scale, shift = batch_affine(x, weight, bias, eps)
     out = torch.empty_like(x)
     _affine(x, scale, shift, _added(residual, x), out)
     return out, mean, var

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from module.kernels.batchnorm import affine_of, with_channels
+from module.kernels.batchnorm import affine_of, batch_affine, with_channels
 from module.kernels.cpu import state_dtype
 from module.kernels.pool import pooled_size
 
@@ -19,9 +19,9 @@ MOST_STEPS = 8  # beyond that the backward pass would need more registers than t
 
 
 def _kernels() -> Any:
-    from module.kernels import triton_norm  # triton takes long to import
+    from module.kernels import triton_norm_lif  # triton takes long to import
 
-    return triton_norm
+    return triton_norm_lif
 
 
 def _outputs(x: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def bn_lif_pool(
     """Max-pooled spikes `[steps, B, C, h, w]`; the batch's mean and biased variance `[C]` (float64); and (if `keep`)
     which of the nine inputs each value is, one byte each."""
     x = with_channels(x)
-    mean, var, scale, shift = _kernels().batch_affine(x, weight, bias, eps)
+    mean, var, scale, shift = batch_affine(x, weight, bias, eps)
     out, winner = _outputs(x, steps, keep)
     _kernels().affine_lif_pool(x, scale, shift, out, winner if keep else None, decay, threshold)
     return out, mean, var, winner

@@ -42,7 +42,7 @@ class FusedPart(Substitute):
             `INPUT`: the part's input does; None: its current is a sum of spikes.
     """
 
-    runs_as = "compiled kernels"
+    runs_as = "compiled kernels"  # on a CPU
     neurons: ClassVar[dict[str, str | None]]
 
     def may_run(self, x: Tensor) -> bool:

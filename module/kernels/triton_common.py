@@ -56,6 +56,13 @@ def shares(rows: int, block: int, columns: int) -> int:
 
 
 @triton.jit
+def channels_of(C, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The channels of this program, 64-bit, and which of them exist."""
+    c = tl.program_id(1).to(tl.int64) * WIDE + tl.arange(0, WIDE)
+    return c, c < C
+
+
+@triton.jit
 def charge(v, current, decay):  # type: ignore[no-untyped-def]
     """The membrane potential that the current makes out of `v`."""
     return v + (current - v) * decay

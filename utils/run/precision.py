@@ -49,6 +49,15 @@ class Precision:
         self.skipped_updates = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
 
+    def advice(self) -> str | None:
+        """A line for the log where another setting is recommended."""
+        if not (self.enabled and self.dtype is torch.float16 and self.device.type == "cuda"):
+            return None
+        return (
+            "amp: float16 needs loss scaling, which leaves out some updates; "
+            "on GPUs of compute capability 8.0 and later, amp_dtype: bfloat16 is recommended, which needs none"
+        )
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 

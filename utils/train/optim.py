@@ -29,8 +29,8 @@ def peak_learning_rate(cfg: Config, world_size: int) -> float:
 _NEEDS_SECOND_DERIVATIVES = ("adahessian",)
 
 
-# Optimizers of torch that can update a parameter in one pass through memory, with the same arithmetic.
-_FUSED = ("adam", "adamw")
+# Optimizers of torch that can update a parameter in one pass through memory, with the same arithmetic, and where.
+_FUSED = dict.fromkeys(("adam", "adamw"), ("cpu", "cuda")) | dict.fromkeys(("sgd", "nesterov", "momentum"), ("cuda",))
 
 
 def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimizer:
@@ -44,6 +44,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
     """
     _check_name(cfg.opt)
     lr = peak_learning_rate(cfg, world_size)
+    device = next(model.parameters()).device.type
     try:
         # timm passes eps and betas on unchecked, or drops them; the optimizer's own defaults show what it takes.
         takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
@@ -55,7 +56,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
             momentum=cfg.momentum,
             filter_bias_and_bn=True,
             **_eps_and_betas(cfg, takes),
-            **({"fused": True} if cfg.opt.lower() in _FUSED else {}),
+            **({"fused": True} if device in _FUSED.get(cfg.opt.lower(), ()) else {}),
         )
     except (AssertionError, ImportError) as error:
         # Optimizers of other packages: CUDA or the package is missing.

@@ -131,6 +131,8 @@ class Trainer:
             f"{cfg.batch_size * process.world_size * cfg.grad_accum_steps}; "
             f"peak learning rate {peak_learning_rate(cfg, process.world_size):g}, {scaled}"
         )
+        if advice := self.state.precision.advice():
+            logger.info(advice)
         logger.info(f"how each part runs:\n{parts_in_words(self.state.model)}")
 
     @contextlib.contextmanager
