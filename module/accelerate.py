@@ -78,7 +78,8 @@ def accelerate(
         bf16_input_grad: sparse convolutions compute the gradient of their input in bfloat16.
         amp_dtype: the dtype of autocast, where the run uses it.
         training: whether the model will be trained; else only evaluation is proved, and only there it is fast.
-        prove: False attaches without the proof, for analysis on fake or meta tensors.
+        prove: False attaches without comparing numbers, for analysis on fake or meta tensors; an edited method still
+            runs as it is written.
         agree: combines the answers of several processes, so that all attach the same.
 
     Raises:
@@ -193,8 +194,6 @@ def _convolutions(
     from module.sparse import conv
 
     engine = conv.check_engine(engine)
-    if engine == "dense":
-        return
     if reason := conv.why_unusable():
         _logger.warning(f"warning: engine {engine} is not available, convolutions stay dense: {reason}")
         reasons[nn.Conv2d] = reason
@@ -233,8 +232,9 @@ def _attach(
     reasons: dict[type[nn.Module], str],
 ) -> None:
     """Compare one of each kind, and attach those that passed in all processes."""
-    kinds = {f"{c.substitute.__name__} for {c.part!r}": c for c in candidates}
-    answers = {kind: _why_not(c, contexts, steps) if prove else None for kind, c in kinds.items()}
+    names = [f"{c.substitute.__name__} for {c.part!r}" for c in candidates]
+    kinds = dict(zip(names, candidates, strict=True))
+    answers = {kind: _edited(c) or (_why_not(c, contexts, steps) if prove else None) for kind, c in kinds.items()}
     if agree is not None:
         answers = agree(answers)
     for kind, answer in answers.items():
@@ -242,8 +242,8 @@ def _attach(
             part = plain_class(kinds[kind].part)
             reasons[part] = answer
             _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
-    for candidate in candidates:
-        if answers[f"{candidate.substitute.__name__} for {candidate.part!r}"] is None:
+    for name, candidate in zip(names, candidates, strict=True):
+        if answers[name] is None:
             _become(candidate, frozenset(_seen(candidate, contexts)) if prove else None)
 
 
@@ -260,9 +260,12 @@ def _seen(candidate: _Candidate, contexts: list[Context]) -> list[Context]:
     return list(dict.fromkeys(substitute.seen(c) for c in contexts if substitute.computes(c[1], settings)))
 
 
+def _edited(candidate: _Candidate) -> str | None:
+    edited = candidate.substitute.edited()
+    return f"{', '.join(edited)} differs from what the faster way was written for" if edited else None
+
+
 def _why_not(candidate: _Candidate, contexts: list[Context], steps: int) -> str | None:
-    if edited := candidate.substitute.edited():
-        return f"{', '.join(edited)} differs from what the faster way was written for"
     if not (possible := _seen(candidate, contexts)):
         return f"its kernel does not compute {', '.join(str(c[1]).removeprefix('torch.') for c in contexts)}"
     plain = proof.detached(candidate.part)

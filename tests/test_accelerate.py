@@ -138,11 +138,12 @@ def edited_attend(self: MS_SSA_Conv, s: Tensor) -> Tensor:
     return self.q_lif(s)
 
 
+@pytest.mark.parametrize("prove", [True, False])
 @pytest.mark.parametrize("engine", ["dense", "sparse"])
-def test_an_edited_method_runs_and_one_line_says_so(engine, monkeypatch, caplog):
+def test_an_edited_method_runs_and_one_line_says_so(engine, prove, monkeypatch, caplog):
     monkeypatch.setattr(MS_SSA_Conv, "_attend", edited_attend)
     with caplog.at_level(logging.WARNING, "sdt"):
-        model = accelerate(built(), engine=engine)
+        model = accelerate(built(), engine=engine, prove=prove)
     (line,) = [record.message for record in caplog.records if "MS_SSA_Conv" in record.message]
     assert "MS_SSA_Conv runs plain: module.attention:MS_SSA_Conv._attend differs" in line
     assert not isinstance(model.block[0].attn, Substitute)

@@ -14,8 +14,6 @@ from module.neuron import make_neuron, sj_neuron
 # `torch` and `cupy` are SpikingJelly's; `cpp` (compiled, CPU), `triton` (CUDA) and `lean` (torch operations on whole
 # tensors, anywhere) are this project's.
 BACKENDS = ("auto", "torch", "cupy", "cpp", "triton", "lean")
-# The dtypes for which SpikingJelly ships kernels ("float" and "half2").
-CUPY_DTYPES = (torch.float32, torch.float16)
 
 
 def why_not(backend: str, device: torch.device) -> str | None:
