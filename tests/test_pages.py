@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import browser
@@ -16,6 +17,7 @@ from measuring import run
 from PIL import Image
 
 import firing_num
+from utils.report.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
@@ -72,6 +74,32 @@ def test_the_sum_with_the_extras_is_a_figure_of_the_page(full):
     assert f"energy with the extras {total:.4g} µJ neurons, memory" in text_of(folder / "report.html")
 
 
+def test_a_total_that_lacks_an_operator_says_so(measured, tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr("utils.report.files.show", reports.append)
+    run(measured, "incomplete")
+    (report,) = reports
+    energy = replace(report.measured.energy, incomplete=["aten.bmm in attn"])
+    report.measured = replace(report.measured, energy=energy)
+    write_page(tmp_path / "a.html", "report.html", title="a", subtitle="b", report=report)
+    page = text_of(tmp_path / "a.html")
+    assert re.search(r"energy per sample at least [\d.]+ .J INCOMPLETE, without aten.bmm in attn; compute only", page)
+    assert "| INCOMPLETE, exact, first conv once |" in page
+    (total,) = re.findall(r"exact once [\d.]+ . [\d.]+ . at least ([\d.]+ .J)", page)
+    assert f"at least {total}" in dict(report.sections())["Totals per sample"]
+
+
+def test_the_spread_between_samples_is_shown(full):
+    report, folder = full
+    spread = report["energy"]["per_sample"]
+    page = text_of(folder / "report.html")
+    assert f"most energy: sample {spread['worst_sample']} of" in page
+    classes = next(table for table in tables_of(folder / "report.html") if table[0].startswith("class samples"))
+    assert [row.split()[:2] for row in classes[1:]] == [
+        [str(one["class"]), str(one["energy_pJ"]["samples"])] for one in spread["by_class"]
+    ]
+
+
 def test_units_and_powers_are_written_as_such(full, rates_page):
     for page in (full[1] / "report.html", rates_page):
         assert not re.search(r"\buJ\b|\^2", text_of(page))
@@ -106,7 +134,8 @@ def test_the_page_has_the_tables_of_the_terminal(measured, capsys):
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     tables = tables_of(measured / "out" / "tables" / "report.html")
     *numbers, _ = tables  # the last one says what was measured
-    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1, 1 + 4]
+    assert numbers.pop(2)[0].startswith("class samples")  # on the page alone
+    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 2, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1, 1 + 4]
     assert [row for rows in numbers for row in rows if row not in shown] == []
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport
 from utils.measure.measurement import Measured
+from utils.measure.spread import INTERVAL, PerSample, Spread
 from utils.measure.sweep import SweepPoint
 from utils.report import tables
 
@@ -22,16 +23,19 @@ class Rates(Protocol):
     def rate(self) -> list[float]: ...
     @property
     def mean_rate(self) -> float: ...
+    @property
+    def mean_interval(self) -> tuple[float, float] | None: ...
 
 
 def rate_cells(rows: Sequence[Rates]) -> tables.Cells:
-    """The firing rates: per time step, and their mean."""
+    """The firing rates: per time step, their mean, and half of its 95% interval."""
     steps = max(len(row.rate) for row in rows)
-    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean"]
+    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "± 95%"]
     body = []
     for row in rows:
         rates = [*(f"{rate:.4f}" for rate in row.rate), *["-"] * (steps - len(row.rate))]
-        body.append([row.name, row.paper_name, *rates, f"{row.mean_rate:.4f}"])
+        half = (row.mean_interval[1] - row.mean_interval[0]) / 2 if row.mean_interval else None
+        body.append([row.name, row.paper_name, *rates, f"{row.mean_rate:.4f}", "" if half is None else f"{half:.4f}"])
     return _without_empty(header, body)
 
 
@@ -56,6 +60,11 @@ def layer_lines(report: EnergyReport) -> list[str]:
     ]
 
 
+def total_text(report: EnergyReport) -> str:
+    """The total without the extras; "at least" where an operator has no price."""
+    return f"{'at least ' if report.incomplete else ''}{tables.energy(report.total_pJ)}"
+
+
 def with_extras_pJ(report: EnergyReport) -> float:
     """The total and the extras together."""
     return report.total_pJ + report.extras_mJ * PJ_PER_MJ
@@ -68,7 +77,7 @@ def total_cells(m: Measured) -> tables.Cells:
     rows = []
     for report in (m.energy, *m.others):
         cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
-        cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
+        cells += [tables.count(report.operations("AC")), total_text(report)]
         if twin := m.compare(report):
             cells += [tables.ratio(twin.ratio, 2), tables.ratio(twin.attention_ratio)]
         rows.append(cells)
@@ -92,6 +101,33 @@ def total_lines(m: Measured) -> list[str]:
             f"the ANN, {tables.energy(twin.spiking_attention_pJ)} here (mode {m.energy.mode})",
         ]
     return [*lines, f"costs: {m.energy.cost}; {DISCLAIMER}"]
+
+
+def spread_cells(spread: PerSample) -> tables.Cells:
+    """How operations and energy differ between samples."""
+    header = ["per sample", "mean", "standard deviation", "95% interval of the mean", "minimum", "maximum"]
+    rows = [("operations", spread.operations, tables.count), ("energy", spread.energy_pJ, tables.energy)]
+    return header, [[name, *_spread(found, text)] for name, found, text in rows]
+
+
+def class_cells(spread: PerSample) -> tables.Cells:
+    """The energy of the samples of each class."""
+    header = ["class", "samples", "mean energy", "standard deviation", "95% interval of the mean", "minimum", "maximum"]
+    return header, [
+        [str(label), str(energy.samples), *_spread(energy, tables.energy)]
+        for label, (_, energy) in spread.by_class.items()
+    ]
+
+
+def _spread(found: Spread, text: Callable[[float], str]) -> list[str]:
+    sd = "-" if found.sd is None else text(found.sd)
+    interval = " to ".join(map(text, found.mean_interval)) if found.mean_interval else "-"
+    return [text(found.mean), sd, interval, text(found.minimum), text(found.maximum)]
+
+
+def spread_lines(spread: PerSample) -> list[str]:
+    """What is to be said below the spread."""
+    return [f"most energy: sample {spread.worst} of the data set, counted from 0", INTERVAL]
 
 
 def mode_lines(m: Measured) -> list[str]:
@@ -125,7 +161,7 @@ def copy_cells(m: Measured, facts: dict[str, Any]) -> tables.Cells:
         f"{m.accuracy.top1:.2f}",
         tables.rate(m.mean_firing_rate, 4),
         f"{m.energy.total_mJ:.4g}",
-        f"{m.energy.mode}, first conv {m.energy.first_conv}",
+        f"{'INCOMPLETE, ' if m.energy.incomplete else ''}{m.energy.mode}, first conv {m.energy.first_conv}",
     ]
     if twin := m.compare(m.energy):
         header.append("ANN (mJ)")

@@ -18,6 +18,7 @@ class TensorRates(NamedTuple):
     name: str
     paper_name: str
     rate: list[float]  # per time step
+    mean_interval: None = None  # samples are not known
 
     @property
     def mean_rate(self) -> float:

@@ -53,6 +53,9 @@ class Report:
         found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_text(m.energy)))
         totals = tables.terminal(*cells.total_cells(m))
         found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
+        if spread := m.energy.per_sample:
+            lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
+            found.append(("Spread between samples", "\n".join(lines)))
         if self.verification is not None:
             title = f"Spike-driven? ({self.verification.samples} samples)"
             found.append((title, "\n".join(self.verification.lines())))
