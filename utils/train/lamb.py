@@ -59,9 +59,11 @@ class DeviceLamb(Lamb):
         self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: Tensor | float
     ) -> None:
         """`keep` 1 updates, 0 leaves all as it is."""
-        like = parameters[0]
-        count = torch.as_tensor(group.get("step", 0.0), dtype=torch.float64).to(like.device, non_blocking=True)
-        group["step"] = count.add_(keep) if count is group.get("step") else count + keep
+        like, count = parameters[0], group.get("step", 0.0)
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, dtype=torch.float64, device=like.device)
+        # In place from the second update on: a CUDA graph repeats it on the same memory.
+        group["step"] = count.to(like.device, torch.float64, non_blocking=True).add_(keep)
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
