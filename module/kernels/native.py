@@ -156,8 +156,8 @@ def build(library: Library, folder: Path) -> Path:
                 made = Path(scratch) / "library.so"
                 reason = _compile([*compiler, *flags], library.paths, variant, compiler, made)
                 if not reason:
-                    with made.open("ab") as file:
-                        file.write(_checksum(made.read_bytes()))
+                    with made.open("ab") as end:
+                        end.write(_checksum(made.read_bytes()))
                     os.replace(made, target)
                     return target
     except OSError as error:
