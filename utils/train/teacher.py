@@ -23,8 +23,8 @@ from utils.run.distributed import Process
 from utils.run.models import own_models
 from utils.run.precision import Precision
 
-# A batch as the student sees it -> logits [B, K].
-Teacher = Callable[[Tensor], Tensor]
+# A batch as the student sees it, and its targets -> logits [B, K].
+Teacher = Callable[[Tensor, Tensor], Tensor]
 
 _Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std per channel
 _FILES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
@@ -49,7 +49,7 @@ class ModelTeacher:
         self._scale, self._shift = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (scale, shift))
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, targets: Tensor) -> Tensor:
         logits = self.model(x if self._same else x * self._scale + self._shift)
         logits = logits[0] if isinstance(logits, tuple) else logits
         result: Tensor = logits.mean(dim=0) if logits.dim() == 3 else logits  # of each time step, with TET
@@ -57,11 +57,10 @@ class ModelTeacher:
 
 
 class StoredLogits:
-    """Logits `[samples, K]` of the whole training set, computed before."""
+    """Logits `[samples, K]` of the whole training set, computed before; targets come as pairs of label and number."""
 
     def __init__(self, logits: Tensor, path: str, device: torch.device) -> None:
         self.logits, self.path = logits.to(device), path
-        self._numbers: Tensor | None = None
 
     def check_length(self, samples: int) -> None:
         """UserError unless there are logits for each of the training samples."""
@@ -71,14 +70,9 @@ class StoredLogits:
                 "one row for each training sample, in the order of the set"
             )
 
-    def take_numbers(self, targets: Tensor) -> Tensor:
-        """Labels and numbers `[B, 2]` -> labels `[B]`; the numbers say which logits the next call returns."""
-        labels, self._numbers = targets.unbind(dim=1)
-        return labels
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self._numbers is not None
-        return self.logits[self._numbers]
+    def __call__(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The rows of the samples whose numbers are `targets[:, 1]`."""
+        return self.logits[targets[:, 1]]
 
 
 def make_teacher(cfg: Config, process: Process, precision: Precision) -> Teacher | None:
@@ -174,7 +168,7 @@ def _try_out(cfg: Config, teacher: Teacher, process: Process, precision: Precisi
     shape = (2, cfg.time_steps, C, H, W) if dataset_facts(cfg.dataset).events else (2, C, H, W)
     try:
         with precision.autocast():
-            logits = teacher(torch.zeros(shape, device=process.device))
+            logits = teacher(torch.zeros(shape, device=process.device), torch.zeros(2, dtype=torch.int64))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"teacher: {cfg.teacher} cannot take input {list(shape)} of this run ({first_line(error)}); use one for "
