@@ -85,8 +85,15 @@ def read_checkpoint(path: str | Path, *, say: bool = True) -> dict[Any, Any]:
     return content
 
 
-def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, path: str | Path, use_ema: bool = False, fresh: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Load the weights in `path` into `model`, all of them or none, and return the whole checkpoint.
+
+    Args:
+        use_ema: load the moving average of the weights.
+        fresh: keys that start with one of these may all be missing in the file; those of the model then stay, which the
+            log says.
 
     Raises:
         UserError: the file cannot be read, or its keys, shapes or values do not fit the model; the message lists the
@@ -97,6 +104,10 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     if not any(_SPLIT in key for key in model.state_dict()):
         # The additional statistics of split BatchNorm are for training on augmented copies only.
         weights = {key: value for key, value in weights.items() if _SPLIT not in key}
+    missing = {key: value for key, value in model.state_dict().items() if fresh and key.startswith(fresh)}
+    if missing and not missing.keys() & weights.keys():
+        weights |= missing
+        _logger.info(f"{path} has no {', '.join(missing)}: they start fresh")
     load_fitting(model, weights, checkpoint, path)
     return checkpoint
 

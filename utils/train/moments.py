@@ -34,7 +34,8 @@ def load_moments(optimizer: Optimizer, saved: Mapping[str, Any], state: SavedSta
         raise UserError(
             f"checkpoint {path}: its optimizer has groups of {there} parameters, the model's of {here}; {_REMEDY}"
         )
-    expected = _after_an_update(optimizer)
+    trial = _after_an_update(optimizer)
+    expected: dict[int, dict[str, Any]] = trial["state"]
     moments = {key: values for key, values in saved["state"].items() if values}
     if not moments and any(expected.values()) and state.steps_done and not state.amp_scaler:
         # Loss scaling may have left out all updates until then.
@@ -50,6 +51,8 @@ def load_moments(optimizer: Optimizer, saved: Mapping[str, Any], state: SavedSta
                 raise UserError(
                     f"checkpoint {path}: {name!r} of the optimizer's parameter {number} {reason}; {_REMEDY}"
                 )
+    if moments:
+        _check_counts(optimizer, saved, trial, path)
     optimizer.load_state_dict({"state": saved["state"], "param_groups": saved["param_groups"], **_more(saved)})
     if moments:
         _check_at_the_first_update(optimizer, path)
@@ -71,14 +74,24 @@ def _own(optimizer: Optimizer) -> Optimizer:
     return found
 
 
-def _after_an_update(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+def _after_an_update(optimizer: Optimizer) -> dict[str, Any]:
     trial = copy.deepcopy(_own(optimizer))
     for group in trial.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.full_like(parameter, 1e-3)
     trial.step()
-    found: dict[int, dict[str, Any]] = trial.state_dict()["state"]
-    return found
+    return trial.state_dict()
+
+
+def _check_counts(optimizer: Optimizer, saved: Mapping[str, Any], trial: Mapping[str, Any], path: Path) -> None:
+    """Check what updates write into the groups: LAMB counts its updates there."""
+    for number, group in enumerate(trial["param_groups"]):
+        for name in group.keys() - optimizer.param_groups[number].keys() - {"params"}:
+            value = saved["param_groups"][number].get(name)
+            # A number may become a tensor: an optimizer may count on its device.
+            reason = "" if type(value) in (int, float) and value >= 0 else _why_not(value, group[name])
+            if reason:
+                raise UserError(f"checkpoint {path}: {name!r} of the optimizer's group {number} {reason}; {_REMEDY}")
 
 
 def _why_not(value: Any, expected: Any) -> str:
