@@ -39,6 +39,8 @@ def build(kind: type[SpikeDrivenTransformer] | None = None, **changes) -> SpikeD
                 module.running_var.uniform_(0.5, 1.5)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=2.0 / (module.weight[0].numel() ** 0.5))
+                if module.bias is not None:
+                    module.bias.uniform_(-0.3, 0.3)
     return model if kind else accelerate(model)
 
 

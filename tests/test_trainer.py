@@ -155,6 +155,14 @@ def test_with_an_engine_weights_and_average_are_evaluated_on_it(build, monkeypat
     assert seen == [trainer.state.model, trainer.state.ema.module][:times]
 
 
+def test_settings_of_the_engine_reach_its_layers(build):
+    for engine, bf16 in (("sparse", True), ("auto", False)):
+        model = build(engine=engine, bf16_input_grad=bf16, kernels="auto").state.model
+        layers = [module for module in model.modules() if hasattr(module, "bf16_input_grad")]
+        assert len(layers) == 4 + 6
+        assert {(layer.auto, layer.bf16_input_grad) for layer in layers} == {(engine == "auto", bf16)}
+
+
 def test_linear_probing_trains_the_head_only(build):
     """Nothing else: no running statistic, and no parameter of the neurons, those in front of the head included."""
     trainer = build(linear_prob=True, spike_mode="plif")

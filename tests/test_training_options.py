@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_recovery import TINY
+from tiny import quick
 
 from utils.run.checkpoint import read_checkpoint
 
 # What is tested here does not depend on how the parts of the model are computed, nor on the number of samples.
-FEW = processes.ROOT / "tests" / "golden" / "few_digits.txt"  # 24 of each class
-CONFIG = TINY.replace("batch_size: 240", "batch_size: 48") + f"kernels: plain\ntrain_split_path: {FEW}\n"
+CONFIG = quick(TINY)
 ONE_EPOCH = ["--epochs", "1", "--cooldown-epochs", "0", "-j", "0"]
 
 

@@ -121,9 +121,7 @@ def _check_unchanged(chosen: list[Mutant], copies: SimpleQueue[Path], timeout: f
         sys.exit("tests.mutants: these tests do not pass on the unchanged source")
 
 
-def _try_all(
-    chosen: list[Mutant], copies: SimpleQueue[Path], jobs: int, timeout: float
-) -> list[tuple[Mutant, str]]:
+def _try_all(chosen: list[Mutant], copies: SimpleQueue[Path], jobs: int, timeout: float) -> list[tuple[Mutant, str]]:
     def outcome(mutant: Mutant) -> tuple[Mutant, str]:
         folder, started = copies.get(), time.monotonic()
         try:
