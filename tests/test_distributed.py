@@ -62,8 +62,10 @@ def test_a_launcher_starts_two_processes_on_a_cpu(tmp_path, launcher):
     (tmp_path / "joined.py").write_text(JOINED)
     port = processes.ranks(1)[0]["MASTER_PORT"]
     done = subprocess.run(
-        [sys.executable, "-m", f"torch.distributed.{launcher}", "--nproc_per_node=2", f"--master_port={port}"]
-        + [str(tmp_path / "joined.py"), "--device", "cpu"],
+        [
+            *(sys.executable, "-m", f"torch.distributed.{launcher}", "--nproc_per_node=2", f"--master_port={port}"),
+            *(str(tmp_path / "joined.py"), "--device", "cpu"),
+        ],
         capture_output=True,
         text=True,
         timeout=300,

@@ -128,7 +128,7 @@ MUTANTS = faults(
         _GOLDEN,
     ),
     (
-        _MODEL,
+        "module/network.py",
         "if x.shape[1] != self.T and not self.data_T:",
         "if x.shape[1] < self.T and not self.data_T:",
         "more time steps than the model's are taken where they must be refused",
