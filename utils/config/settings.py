@@ -215,6 +215,9 @@ class Config:
                              choices=("auto", "float16", "bfloat16"))
     allow_tf32: bool = _device(False, "CUDA may multiply float32 with 10 bits of mantissa: faster, less exact")
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
+    cuda_graph: bool = _device(False, "CUDA: run each training step as one graph, for small models, which the host's "
+                               "work per layer holds up; off, with the reason in the log, where it cannot be",
+                               only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)
     kernels: str = _device("auto", "auto: replace parts of the model by faster ones that were checked to compute the "
