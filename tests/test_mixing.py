@@ -85,6 +85,15 @@ def test_event_mix_weighs_labels_by_events() -> None:
         assert float(soft[i, i]) == pytest.approx(own / float(mixed[i].sum()), abs=1e-5)
 
 
+def test_event_mix_gives_the_other_label_its_share() -> None:
+    np.random.seed(3)
+    mixed, soft = EventMix(1.0, K, 0.0)(videos(), torch.arange(B))
+    for i in range(B):
+        sources = set(mixed[i].unique().tolist())  # sample j holds j + 1
+        assert sources <= {i + 1, (i - 1) % B + 1}
+        assert {int(value) - 1 for value in sources} == set(soft[i].nonzero().flatten().tolist())
+
+
 def test_event_mix_smooths_labels_and_survives_empty_samples() -> None:
     _, soft = EventMix(1.0, K, 0.1)(torch.zeros(2, T, 2, SIDE, SIDE), torch.tensor([0, 0]))
     assert soft[0].tolist() == pytest.approx([0.91] + [0.01] * 9)

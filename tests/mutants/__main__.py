@@ -7,22 +7,17 @@ Prints a line per fault (killed, SURVIVED, harmless, DOES NOT APPLY, BROKEN), th
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 from .all import AREAS, MUTANTS
-from .mutant import ROOT, DoesNotApply, Mutant
+from .mutant import DoesNotApply, Mutant
+from .runner import copy_repository, run_tests
 
 WANTED = 0.9
 KILLED, SURVIVED, HARMLESS, DOES_NOT_APPLY, BROKEN = "killed", "SURVIVED", "harmless", "DOES NOT APPLY", "BROKEN"
@@ -39,11 +34,10 @@ def main() -> int:
         for mutant in chosen:
             print(f"{mutant.area:12}  {mutant.file}: {mutant.why}")
         return 0
-    _server.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(arguments.jobs):
-            copies.put(_copy(Path(folder) / str(number)))
+            copies.put(copy_repository(Path(folder) / str(number)))
         if not arguments.no_check:
             _check_unchanged(chosen, copies, arguments.timeout)
         results = _try_all(chosen, copies, arguments.jobs, arguments.timeout)
@@ -61,60 +55,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _copy(folder: Path) -> Path:
-    """The tracked and the new files of the repository as they are now."""
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
-# Imported once, and inherited by every process that runs tests: nothing of the repository itself.
-_PRELOADED = ["pytest", "torch", "torchvision", "timm", "spikingjelly.activation_based.neuron", "matplotlib.figure"]
-_server = multiprocessing.get_context("forkserver")
-
-
-def _pytest(folder: Path, tests: Iterable[str], timeout: float) -> tuple[int | None, str]:
-    """pytest's exit code on these tests, None after a time-out, and its output."""
-    output = folder.parent / f"{folder.name}.txt"
-    child = _server.Process(target=_run_pytest, args=(folder, list(tests), output))
-    child.start()
-    child.join(timeout)
-    if (code := child.exitcode) is None:
-        assert child.pid is not None
-        os.killpg(child.pid, signal.SIGKILL)  # the tests' own children too
-        child.join()
-    return code, output.read_text(errors="replace")
-
-
-def _run_pytest(folder: Path, tests: list[str], output: Path) -> None:
-    os.setsid()
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    # The copy is imported, not the repository; kernels compiled from a changed source stay out of the user's cache.
-    sys.path[:] = [str(folder), *(path for path in sys.path if not Path(path or ".").resolve().is_relative_to(ROOT)
-                                  or "site-packages" in path)]  # fmt: skip
-    os.chdir(folder)
-    os.environ |= {"SDT_CACHE_DIR": str(folder.parent / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True
-    import pytest
-
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
-    sys.stdout.flush()
-    os._exit(int(status))
-
-
 def _check_unchanged(chosen: list[Mutant], copies: SimpleQueue[Path], timeout: float) -> None:
     """End here if a test fails without any fault: it would seem to find all of them."""
     tests = dict.fromkeys(test for mutant in chosen for test in mutant.node_ids)
     folder = copies.get()
-    code, output = _pytest(folder, tests, timeout * 10)
+    code, output = run_tests(folder, tests, timeout * 10)
     copies.put(folder)
     if code != _PASSED:
         print(output[-4000:])
@@ -144,7 +89,7 @@ def _outcome(mutant: Mutant, folder: Path, timeout: float) -> tuple[str, str]:
     except DoesNotApply as error:
         return DOES_NOT_APPLY, f"\n    {error}"
     try:
-        code, output = _pytest(folder, mutant.node_ids, timeout)
+        code, output = run_tests(folder, mutant.node_ids, timeout)
     finally:
         path.write_text(source)
     if code == _PASSED:
