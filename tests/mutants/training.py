@@ -13,8 +13,8 @@ MUTANTS = faults(
     "training",
     (
         _STEP,
-        "                self.after_update()\n",
-        "                self.after_update()\n                self.after_update()\n",
+        "            self.after_update()\n",
+        "            self.after_update()\n            self.after_update()\n",
         "the moving average is applied twice per update",
         "test_trainer.py::test_the_average_moves_once_per_update_by_its_decay",
     ),
@@ -182,8 +182,8 @@ MUTANTS = faults(
     ),
     (
         _STEP,
-        "self.precision.backward(loss / group)",
-        "self.precision.backward(loss / self.accumulate)",
+        "self.precision.backward(loss / group if",
+        "self.precision.backward(loss / self.accumulate if",
         "the last, smaller group of accumulated batches weighs too little",
         "test_training_options.py::test_accumulated_batches_train_like_one_large_batch",
     ),
@@ -196,8 +196,8 @@ MUTANTS = faults(
     ),
     (
         _PRECISION,
-        "self.skipped_updates = (self.skipped_updates + 1) * (self._scale() < scale)",
-        "self.skipped_updates = self.skipped_updates + (self._scale() < scale)",
+        "self.skipped_updates.add_(1).mul_(self._scale() < scale)",
+        "self.skipped_updates.add_(self._scale() < scale)",
         "skipped updates are counted over the whole run, not in a row",
         "test_step.py::test_loss_scaling_that_finds_its_scale_goes_on",
     ),
