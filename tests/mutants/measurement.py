@@ -8,7 +8,7 @@ _ENERGY, _COUNTS, _SYNAPSES = "utils/measure/energy.py", "utils/measure/synapse_
 _VERIFY, _FIRING, _EXTRAS = "utils/measure/verify.py", "utils/measure/firing.py", "utils/measure/energy_extras.py"
 _VALUES, _TOTALS, _SPREAD = "utils/measure/spike_values.py", "utils/measure/totals.py", "utils/measure/spread.py"
 _MEASUREMENT, _PAPER = "utils/measure/measurement.py", "utils/measure/sdt/paper_energy.py"
-_REPORT = "utils/report/report.py"
+_REPORT, _CELLS, _PAGE = "utils/report/report.py", "utils/report/cells.py", "utils/report/page.py"
 
 MUTANTS = faults(
     "measurement",
@@ -111,7 +111,7 @@ MUTANTS = faults(
         "test_firing_num.py::test_the_report_has_the_accuracy_and_rates_of_the_model",
     ),
     (
-        _REPORT,
+        _CELLS,
         'rates = [*(f"{rate:.4f}" for rate in row.rate)',
         'rates = [*(f"{rate:.4f}" for rate in reversed(row.rate))',
         "the table of firing rates runs backwards",
