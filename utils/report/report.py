@@ -19,6 +19,7 @@ from utils.measure.measurement import Measured
 from utils.measure.sweep import SweepPoint
 from utils.measure.verify import Verification
 from utils.report import tables
+from utils.report.models import models_text
 
 SCHEMA = "sdt-report/1"
 _PART_KEYS = ("part", "count", "runs_as", "why_not_faster")
@@ -52,6 +53,8 @@ class Report:
             found.append(("Firing rates", tables.terminal(*rate_cells(m.firing))))
         found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_table(m.energy)))
         found.append(("Totals per sample", totals_text(m)))
+        if m.models:
+            found.append(("Energy by model", models_text(m.models)))
         if self.verification is not None:
             title = f"Spike-driven? ({self.verification.samples} samples)"
             found.append((title, "\n".join(self.verification.lines())))
@@ -88,6 +91,7 @@ class Report:
                 spiking_pJ_per_block=twin.spiking_attention_pJ,
                 ratio=twin.attention_ratio,
             ),
+            "energy_models": [total.as_dict() for total in m.models],
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},
