@@ -1,4 +1,6 @@
-"""The Spike-driven Transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694) and its entries in timm's registry.
+"""The Spike-driven Transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694), and timm's entries of it and of V2.
+
+V2 itself is in module/v2/.
 
 Legend: T time steps, B batch, C channels, H x W image, D embed_dims, K classes.
 """
@@ -10,22 +12,22 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
 from module.block import MS_Block_Conv, spike_sources_of
 from module.folding import fold_batchnorm
-from module.grad_checkpointing import run_again_in_backward
 from module.mlp import MS_MLP_Conv
+from module.network import SpikingNetwork, check_least
 from module.neuron import NeuronFactory, make_neuron
 from module.sps import MS_SPS
+from module.v2.network import MetaSpikeFormer
 
-Hook = dict[str, Tensor]
+__all__ = ["MetaSpikeFormer", "SpikeDrivenTransformer", "sdt", "sdt_arguments", "sdt_v2", "sdt_v2_arguments"]
 
 
-class SpikeDrivenTransformer(nn.Module):
+class SpikeDrivenTransformer(SpikingNetwork):
     """Spiking patch splitting, `depths` blocks of spike-driven self-attention and MLP, a linear head.
 
     Between layers only spikes (0 or 1) travel; shortcuts carry membrane values. The defaults are the published
@@ -71,26 +73,14 @@ class SpikeDrivenTransformer(nn.Module):
         attn_layer: Callable[..., nn.Module] = MS_SSA_Conv,
         mlp_layer: Callable[..., nn.Module] = MS_MLP_Conv,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("T", T, 1),
-            ("depths", depths, 1),
-            ("in_channels", in_channels, 1),
-            ("num_classes", num_classes, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
-        self.T = T
-        self.data_T = data_T
-        self.TET = TET
-        self.in_channels = in_channels
+        super().__init__(in_channels=in_channels, T=T, TET=TET, data_T=data_T)
+        check_least(depths=(depths, 1), num_classes=(num_classes, 0))
         self.num_classes = num_classes
         self.embed_dims = self.num_features = embed_dims
         self.depths = depths
         self.num_heads = num_heads
         self.mlp_ratios = mlp_ratios
         self.pooling_stat = pooling_stat
-        self.grad_checkpointing = False
 
         self.patch_embed = sps_layer(in_channels, embed_dims, pooling_stat, neuron=neuron)
         self._check_size(*((img_size, img_size) if isinstance(img_size, int) else img_size))
@@ -126,41 +116,12 @@ class SpikeDrivenTransformer(nn.Module):
                     f"halves it {self.pooling_stat.count('1')} times"
                 )
 
-    def _to_time_first(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` or event frames `[B, T, C, H, W]` -> `[T, B, C, H, W]`."""
-        if x.dim() not in (4, 5):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)} has {x.dim()} dimensions; expected images [B, C, H, W] "
-                "or event frames [B, T, C, H, W]"
-            )
-        if x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"input of shape {tuple(x.shape)} has {x.shape[-3]} channels, the model in_channels={self.in_channels}"
-            )
-        self._check_size(*x.shape[-2:])
-        if x.dim() == 4:
-            return x.unsqueeze(0).expand(self.T, -1, -1, -1, -1)
-        if x.shape[1] != self.T and not self.data_T:
-            raise ValueError(
-                f"input of shape {tuple(x.shape)} has {x.shape[1]} time steps, the model T={self.T}; "
-                "build the model with that T, or with data_T=True to take T from the data"
-            )
-        return x.transpose(0, 1)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images or event frames -> membrane values averaged over space, `[T, B, D]`."""
         x = self.patch_embed(self._to_time_first(x))
         for block in self.block:
-            x = run_again_in_backward(block, x) if self._checkpoints_blocks() else block(x)
+            x = self._run_block(block, x)
         return x.mean(dim=(3, 4))
-
-    def _checkpoints_blocks(self) -> bool:
-        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass and compute the block again there: less memory,
-        one more forward pass of the blocks, the same gradients. (The name is timm's.)"""
-        self.grad_checkpointing = enable
 
     def fuse(self) -> SpikeDrivenTransformer:
         """Fold every BatchNorm of the published parts into the convolution before it, in place; returns the model.
@@ -186,32 +147,6 @@ class SpikeDrivenTransformer(nn.Module):
         x = self.head(self.head_lif(x))
         return x if self.TET else x.mean(dim=0)
 
-    def forward(self, x: Tensor, hook: Hook | None = None) -> tuple[Tensor, Hook | None]:
-        """Logits, and the spike tensors if asked for.
-
-        Args:
-            x: images `[B, C, H, W]` or event frames `[B, T, C, H, W]`.
-            hook: a dictionary to fill with every spike tensor, detached, `[T, B, ...]`, under its published name.
-
-        Returns:
-            logits `[B, K]` (`[T, B, K]` with TET), and `hook`.
-
-        Raises:
-            ValueError: wrong number of dimensions, channels or time steps, or a size the pooling does not divide.
-        """
-        if hook is None:
-            return self.forward_head(self.forward_features(x)), None
-
-        def recorder(name: str) -> Any:
-            return lambda module, args, output: hook.update({name: output.detach()})
-
-        handles = [m.register_forward_hook(recorder(name)) for name, m in self.spike_sources().items()]
-        try:
-            return self.forward_head(self.forward_features(x)), hook
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def spike_sources(self) -> dict[str, nn.Module]:
         """Published hook name -> the submodule whose output is that spike tensor, in order of computation.
 
@@ -226,11 +161,6 @@ class SpikeDrivenTransformer(nn.Module):
         sources["head_lif"] = self.head_lif
         return sources
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """timm's optimizer factory asks for it: nothing beyond biases and 1-D tensors is exempt."""
-        return set()
-
 
 # Published training scripts pass these; they never had an effect on the published forward pass and have none here.
 _WITHOUT_EFFECT = ("patch_size", "drop_rate", "drop_path_rate", "drop_block_rate")
@@ -240,32 +170,51 @@ _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _OF_NEURONS = ("spike_mode", "surrogate", "surrogate_alpha", "neuron_dtype", "neuron_args")
 
 
-def sdt_arguments(
-    *,
-    img_size_h: int | None = None,
-    img_size_w: int | None = None,
-    qkv_bias: bool = False,
-    sr_ratios: int = 1,
-    **given: Any,
-) -> dict[str, Any]:
+def sdt_arguments(**given: Any) -> dict[str, Any]:
     """The arguments of `SpikeDrivenTransformer` for those of `sdt`, which takes the published scripts' names too."""
-    for name, value, neutral in (("qkv_bias", qkv_bias, False), ("sr_ratios", sr_ratios, 1)):
-        if value != neutral:
-            warnings.warn(f"{name}={value} has no effect on this model", stacklevel=3)
-    arguments = {name: value for name, value in given.items() if name not in (*_WITHOUT_EFFECT, *_OF_TIMM)}
-    if img_size_h is not None or img_size_w is not None:
-        size = arguments.get("img_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        arguments["img_size"] = (
-            height if img_size_h is None else img_size_h,
-            width if img_size_w is None else img_size_w,
-        )
+    # It has one head: distillation acts on that.
+    given.pop("kd", None)
+    return _arguments(given, ignored={})
+
+
+def sdt_v2_arguments(**given: Any) -> dict[str, Any]:
+    """The arguments of `MetaSpikeFormer` for those of `sdt_v2`, which takes the published scripts' names too."""
+    return _arguments(given, ignored={"dvs_mode": False, "pooling_stat": None})
+
+
+def _arguments(given: dict[str, Any], ignored: dict[str, Any]) -> dict[str, Any]:
+    """Those of `given` that have an effect, for a class of network.
+
+    Args:
+        ignored: name -> neutral value of what this class has no use for; another value warns.
+    """
+    ignored = ignored | {"qkv_bias": False, "sr_ratios": 1}
+    for name, neutral in ignored.items():
+        if given.get(name, neutral) != neutral:
+            warnings.warn(f"{name}={given[name]} has no effect on this model", stacklevel=4)
+    dropped = (*_WITHOUT_EFFECT, *_OF_TIMM, *ignored, "img_size_h", "img_size_w")
+    arguments = {name: value for name, value in given.items() if name not in dropped}
+    sides = [given.get("img_size_h"), given.get("img_size_w")]
+    if sides != [None, None]:
+        size = given.get("img_size", 224)
+        sizes = (size, size) if isinstance(size, int) else size
+        height, width = (usual if side is None else side for side, usual in zip(sides, sizes, strict=True))
+        arguments["img_size"] = (height, width)
     neuron = {name: arguments.pop(name) for name in _OF_NEURONS if name in arguments}
     if neuron:
         make = functools.partial(arguments.get("neuron", make_neuron), **neuron)
         make()  # a wrong name or argument is told before any layer is built
         arguments["neuron"] = make
     return arguments
+
+
+def _refuse_pretrained(pretrained: bool, repository: str) -> None:
+    if pretrained:
+        raise ValueError(
+            "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
+            f"github.com/BICLab/{repository}; load one with `--resume FILE` or `--initial-checkpoint "
+            "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
+        )
 
 
 @register_model
@@ -277,21 +226,31 @@ def sdt(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
         img_size_h, img_size_w: the published names of `img_size`.
         patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted without effect, as in the published model.
         qkv_bias, sr_ratios: likewise, and a value other than the default warns.
+        kd: accepted without effect; for distillation, V2 has a second head, and this model has not.
     """
-    if pretrained:
-        raise ValueError(
-            "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
-            "github.com/BICLab/Spike-Driven-Transformer; load one with `--resume FILE` or `--initial-checkpoint "
-            "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
-        )
+    _refuse_pretrained(pretrained, "Spike-Driven-Transformer")
     return SpikeDrivenTransformer(**sdt_arguments(**kwargs))
 
 
-def _register(name: str, comment: str, **sizes: Any) -> None:
-    """An entry of timm's registry that is `sdt` with these sizes; other arguments as there."""
+@register_model
+def sdt_v2(pretrained: bool = False, **kwargs: Any) -> MetaSpikeFormer:
+    """Spike-driven Transformer V2: any size by arguments, see `MetaSpikeFormer`. Defaults: 55M, T = 1.
 
-    def entry(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-        return sdt(pretrained=pretrained, **(sizes | kwargs))
+    Args:
+        spike_mode, surrogate, surrogate_alpha, neuron_dtype, neuron_args: see `module.neuron.make_neuron`.
+        img_size_h, img_size_w: the published names of `img_size`.
+        patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted without effect, as in the published model.
+        qkv_bias, sr_ratios, dvs_mode, pooling_stat: likewise, and a value other than the default warns.
+    """
+    _refuse_pretrained(pretrained, "Spike-Driven-Transformer-V2")
+    return MetaSpikeFormer(**sdt_v2_arguments(**kwargs))
+
+
+def _register(name: str, comment: str, build: Callable[..., nn.Module] = sdt, **sizes: Any) -> None:
+    """An entry of timm's registry that is `build` with these sizes; other arguments as there."""
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(pretrained=pretrained, **(sizes | kwargs))
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = comment
@@ -317,3 +276,13 @@ for _dim, _parameters in ((256, 2.6), (512, 10.2)):
         num_classes=10,
         pooling_stat="0011",
     )
+# V2, ImageNet at 224 x 224: by parameters, and under the published functions' names, which count D3 and 6 + 2 blocks.
+for _name, _published, _dims in (
+    ("sdt_v2_15m", None, (64, 128, 256, 360)),
+    ("sdt_v2_31m", "metaspikformer_8_384", (96, 192, 384, 480)),
+    ("sdt_v2_55m", "metaspikformer_8_512", (128, 256, 512, 640)),
+    ("sdt_v2_124m", "metaspikformer_8_768", (192, 384, 768, 960)),
+):
+    for _entry in (_name, _published):
+        if _entry:
+            _register(_entry, f"V2 with channels {_dims}, for ImageNet.", build=sdt_v2, embed_dims=_dims)

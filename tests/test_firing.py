@@ -168,6 +168,7 @@ def test_a_row_for_json_holds_counts_and_rates():
         "nonzero_rate": [0.0, 1.0, 0.25],
         "mean_rate": 5 / 12,
         "mean_nonzero_rate": 5 / 12,
+        "mean_interval": None,
     }
 
 

@@ -27,7 +27,7 @@ HEAVY = ("torch", "timm", "torchvision", "spikingjelly", "numpy", "matplotlib", 
 # Each imports only itself and what is left of it; and of these two, neither the other.
 UTILS = ("errors", "files", "config", "events", "data", "run", "measure", "train", "report")
 APART = {"train", "report"}
-COMMANDS = {"prepare"}  # `python -m utils.NAME`: may import all of utils
+COMMANDS = {"doctor", "prepare"}  # `python -m utils.NAME`: may import what a script may
 # The one file that attaches faster ways to a model, and the one file of utils that calls it.
 ACCELERATE, BUILD = "module/accelerate.py", "utils/run/build.py"
 FAMILY = "utils/measure/family.py"
@@ -63,7 +63,8 @@ def against_the_order(path):
     top, own = parts[0], parts[1] if len(parts) > 1 else ""
     if top in ("tests", "benchmarks", "data"):
         return
-    allowed = FOR_SCRIPTS if top in SCRIPTS else ALLOWED[top]
+    is_command = top == "utils" and own in COMMANDS
+    allowed = FOR_SCRIPTS if top in SCRIPTS or is_command else ALLOWED[top]
     for name in names:
         package, *rest = name.split(".")
         if package not in OURS or (path == BUILD and name == "module.accelerate"):

@@ -38,7 +38,9 @@ def images(batch=3, channels=3, side=16):
 
 
 def test_the_registry_lists_the_documented_models():
-    assert sorted(timm.list_models("sdt*")) == sorted(VARIANTS)
+    of_v2 = {"sdt_v2", "sdt_v2_15m", "sdt_v2_31m", "sdt_v2_55m", "sdt_v2_124m"}
+    assert set(timm.list_models("sdt*")) == set(VARIANTS) | of_v2
+    assert set(timm.list_models("metaspikformer*")) == {f"metaspikformer_8_{dim}" for dim in (384, 512, 768)}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -79,8 +79,8 @@ class SparseInference(Substitute):
         **KernelLIF.stands_for,
         **KernelParametricLIF.stands_for,
         "module.block:MS_Block_Conv.forward": "fc030af9f7b78114",
-        "model:SpikeDrivenTransformer.forward": "cb08d9d0301ce357",
-        "model:SpikeDrivenTransformer.forward_features": "74e3a9b90f66e1a5",
+        "model:SpikeDrivenTransformer.forward": "5e93ad2ed8bb5151",
+        "model:SpikeDrivenTransformer.forward_features": "830e7f129ac0c746",
     }
 
     def __init__(self, model: nn.Module, *, auto: bool = True) -> None:

@@ -52,6 +52,10 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         for name in (*EVENT_DATA, *EVENT_AUGMENTATIONS):
             if getattr(cfg, name) != SETTINGS[name].default:
                 yield _about(cfg, name, f"has no effect: dataset {cfg.dataset} holds images")
+    if cfg.is_v2:
+        for name in ("layer", "dim", "pooling_stat", "dvs_mode"):
+            if getattr(cfg, name) != SETTINGS[name].default:
+                yield _about(cfg, name, f"has no effect on {cfg.model}, a V2 model", "model")
     if cfg.TET_lamb != 0 and not cfg.TET:
         yield _about(cfg, "TET_lamb", "is ignored without TET; set TET: true to use it")
     if cfg.lr_base is not None and "lr" in cfg.explicit:
@@ -95,6 +99,26 @@ def _exclusive(cfg: Config) -> Iterator[Finding]:
 def _model(cfg: Config) -> Iterator[Finding]:
     if cfg.plugin:
         return  # a plugin may bring another model; each model checks its sizes when it is built
+    yield from _sizes_of_v2(cfg) if cfg.is_v2 else _sizes_of_v1(cfg)
+
+
+def _sizes_of_v2(cfg: Config) -> Iterator[Finding]:
+    for name, instead in (("dim", "embed_dims"), ("layer", "depths")):
+        if getattr(cfg, name) != SETTINGS[name].default and getattr(cfg, instead) is None:
+            count = (SETTINGS[instead].rules.lengths or (0,))[0]
+            yield _about(cfg, name, f"does not fit {cfg.model}, a V2 model; use {instead} with {count} values", "model")
+    wrong = [dim for dim in (cfg.embed_dims or [])[2:] if dim % cfg.num_heads]
+    if wrong:
+        text = f"does not divide {_words(wrong)} of embed_dims, the channels of its attention"
+        yield _about(cfg, "num_heads", f"{text}; make them multiples of it", "embed_dims")
+    if cfg.embed_dims and cfg.embed_dims[0] < 2:
+        yield _about(cfg, "embed_dims", "starts with 1, and the first convolution has half of it; use 2 or more")
+
+
+def _sizes_of_v1(cfg: Config) -> Iterator[Finding]:
+    for name, instead in (("embed_dims", "dim"), ("depths", "layer")):
+        if getattr(cfg, name) is not None:
+            yield _about(cfg, name, f"is for V2, and model is {cfg.model}; use {instead}", "model")
     if cfg.dim % 8:
         nearest = f"{cfg.dim // 8 * 8} and {(cfg.dim // 8 + 1) * 8}"
         why = "patch splitting starts from dim / 8 channels"

@@ -67,7 +67,11 @@ class Config:
     model: str = _model("sdt", "registered model name")
     layer: int = _model(4, "number of blocks", low=1)
     dim: int = _model(256, "channels D of the blocks (had no default in the published command line)", low=8)
-    num_heads: int = _model(8, "attention heads; divides dim", low=1)
+    embed_dims: list[int] | None = _model(None, "V2: channels of the four stages, as 64 128 256 360 (null: the "
+                                          "model's)", low=1, lengths=(4,))
+    depths: list[int] | None = _model(None, "V2: Transformer blocks of the last two stages, as 6 2 (null: the model's)",
+                                      low=1, lengths=(2,))
+    num_heads: int = _model(8, "attention heads; divides dim, in V2 the last two of embed_dims", low=1)
     mlp_ratio: int = _model(4, "hidden channels of the MLP, in units of dim", low=1)
     in_channels: int = _model(3, "input channels: 3 for images, 2 for events", low=1)
     num_classes: int = _model(1000, "classes; 0 leaves the head out", low=0)
@@ -211,6 +215,9 @@ class Config:
                              choices=("auto", "float16", "bfloat16"))
     allow_tf32: bool = _device(False, "CUDA may multiply float32 with 10 bits of mantissa: faster, less exact")
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
+    cuda_graph: bool = _device(False, "CUDA: run each training step as one graph, for small models, which the host's "
+                               "work per layer holds up; off, with the reason in the log, where it cannot be",
+                               only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)
     kernels: str = _device("auto", "auto: replace parts of the model by faster ones that were checked to compute the "
@@ -273,6 +280,11 @@ class Config:
 
     explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # given, not defaulted
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)  # for the script to log
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether the model is one of the registered sizes of V2, which has other sizes than V1."""
+        return self.model.startswith(("sdt_v2", "metaspikformer"))
 
     @property
     def event_mode(self) -> bool:

@@ -125,6 +125,8 @@ def energy_dict(report: EnergyReport) -> dict[str, Any]:
         "layers": [row_dict(row) for row in report.rows],
         "extras": [row_dict(row) for row in report.extras],
         "notes": report.notes,
+        "incomplete": report.incomplete,
+        "per_sample": report.per_sample and report.per_sample.as_dict(),
     }
 
 

@@ -35,10 +35,13 @@ class _SumOverProcesses(torch.autograd.Function):
 class SyncBatchNormCPU(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose training statistics span the process group (Ioffe & Szegedy 2015, equation 1 to 4).
 
-    Shape: `[N, C, H, W]` -> the same. In evaluation, and without a process group, it is plain BatchNorm.
+    Shape: `[N, C, H, W]` or `[N, C, L]` -> the same. In evaluation, and without a process group, it is plain
+    BatchNorm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:  # of a BatchNorm1d
+            return self.forward(x.unsqueeze(3)).squeeze(3)
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         dims = (0, 2, 3)
@@ -70,7 +73,7 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = SyncBatchNormCPU
     return model
 
@@ -80,12 +83,14 @@ class SplitBatchNormOverTime(SplitBatchNorm2d):
 
     timm splits that dimension in S parts, which would separate the time steps instead of the copies.
 
-    Shape: `[T*S*B, C, H, W]` -> the same. Key names are timm's.
+    Shape: `[T*S*B, C, H, W]` or `[T*S*B, C, L]` -> the same. Key names are timm's.
     """
 
     time_steps: int
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:  # of a BatchNorm1d
+            return self.forward(x.unsqueeze(3)).squeeze(3)
         if not self.training:
             y: Tensor = super().forward(x)
             return y

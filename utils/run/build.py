@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
 
 from module.accelerate import accelerate, for_evaluation, rows
-from utils.config.settings import Config
+from utils.config.settings import SETTINGS, Config
 from utils.errors import UserError
 from utils.run.batchnorm import convert_split_batchnorm, convert_sync_batchnorm
 from utils.run.checkpoint import load_weights
@@ -29,7 +30,7 @@ def build_model(cfg: Config) -> nn.Module:
     """
     model = create_model(cfg)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             if cfg.bn_momentum is not None:
                 module.momentum = cfg.bn_momentum
             if cfg.bn_eps is not None:
@@ -110,9 +111,13 @@ def parts_in_words(model: nn.Module) -> str:
 
 def with_sizes_of(cfg: Config, model: nn.Module) -> Config:
     """`cfg` with the sizes that the model says it has, so that a saved configuration is complete."""
-    sizes = {name: getattr(model, argument, None) for name, argument in SIZES.items()}
+    sizes: dict[str, Any] = {name: getattr(model, argument, None) for name, argument in SIZES.items()}
     # Another model may have none of these, or something else under the name.
-    known = {name: size for name, size in sizes.items() if isinstance(size, type(getattr(cfg, name)))}
+    known: dict[str, Any] = {
+        name: size
+        for name, size in sizes.items()
+        if isinstance(size, list if SETTINGS[name].is_list else SETTINGS[name].kind)
+    }
     return dataclasses.replace(cfg, **known)
 
 
@@ -120,6 +125,9 @@ def sizes_in_words(cfg: Config, model: nn.Module) -> str:
     """Blocks, width and neurons of a model that has them, for the log; each followed by a comma."""
     if not hasattr(model, "depths") or not hasattr(model, "embed_dims"):
         return ""
+    if isinstance(model.embed_dims, list):
+        blocks, widths = " + ".join(map(str, cfg.depths or [])), ", ".join(map(str, model.embed_dims))
+        return f"{blocks} blocks, D = {widths}, {cfg.spike_mode} neurons, "
     return f"{cfg.layer} blocks, D = {cfg.dim}, {cfg.spike_mode} neurons, "
 
 

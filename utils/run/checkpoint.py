@@ -24,7 +24,18 @@ from utils.files import replacing
 
 _SPLIT = ".aux_bn."
 # Settings on which the keys and shapes of the weights depend.
-_SIZES = ("model", "layer", "dim", "num_heads", "mlp_ratio", "in_channels", "num_classes", "spike_mode")
+_SIZES = (
+    "model",
+    "layer",
+    "dim",
+    "embed_dims",
+    "depths",
+    "num_heads",
+    "mlp_ratio",
+    "in_channels",
+    "num_classes",
+    "spike_mode",
+)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -25,10 +25,12 @@ SIZES = {
     "num_heads": "num_heads",
     "mlp_ratio": "mlp_ratios",
     "pooling_stat": "pooling_stat",
+    "embed_dims": "embed_dims",
+    "depths": "depths",
 }
+_OF_V1 = ("layer", "dim", "pooling_stat")
 # Settings that are an argument of the model, where that has another name.
 _ARGUMENTS = SIZES | {"time_steps": "T"}
-_SETTINGS = {argument: name for name, argument in _ARGUMENTS.items()}
 _OURS = ("model", "module")  # where this repository's models are written
 
 
@@ -41,14 +43,18 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
     """What a model may take from the settings, by name of the argument; `img_size` is (height, width) in pixels."""
     _, height, width = resolve_data(cfg).input_size
     sizes = {
-        argument: getattr(cfg, name) for name, argument in SIZES.items() if cfg.model == "sdt" or name in cfg.explicit
+        argument: size
+        for name, argument in SIZES.items()
+        if (size := getattr(cfg, name)) is not None
+        and (cfg.model == "sdt" or name in cfg.explicit)
+        and not (cfg.is_v2 and name in _OF_V1)
     }
     return sizes | dict(
         img_size=(height, width),
         in_channels=cfg.in_channels,
         num_classes=cfg.num_classes,
         T=cfg.time_steps,
-        dvs_mode=cfg.event_mode,
+        dvs_mode=cfg.event_mode and not cfg.is_v2,
         TET=cfg.TET,
         spike_mode=cfg.spike_mode,
         surrogate=cfg.surrogate,
@@ -116,9 +122,10 @@ def _given(cfg: Config) -> list[str]:
 
     Not `img_size`: the data have that size whether or not a model asks for it.
     """
-    arguments = {_SETTINGS.get(argument, argument) for argument in model_arguments(cfg)} - {"img_size"}
+    arguments = model_arguments(cfg).keys() - {"img_size"}
+    meant = {name for name in cfg.explicit if _ARGUMENTS.get(name, name) in arguments}
     defaults = type(cfg)()
-    return [n for n in cfg.as_dict() if n in cfg.explicit & arguments and getattr(cfg, n) != getattr(defaults, n)]
+    return [name for name in cfg.as_dict() if name in meant and getattr(cfg, name) != getattr(defaults, name)]
 
 
 def _is_about_settings(error: ValueError, cfg: Config) -> bool:

@@ -104,7 +104,7 @@ def workload(
         all_steps = row.exact_operations if report.mode == "exact" else row.formula_operations
         share = row.operations / all_steps if all_steps else 1.0
         passes = max(1, round(one.steps * share))  # the first conv may be charged once
-        nonzero = sum(one.nonzero) / one.samples * passes / one.steps
+        nonzero = sum(one.repeated or one.nonzero) / one.samples * passes / one.steps
         if row.name in sums:
             added.append(Sum(row.name, row.energy_pJ, passes, one.inputs_per_step, nonzero))
             continue

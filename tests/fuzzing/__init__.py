@@ -1,0 +1,1 @@
+"""Random bad input: cases, what makes them, and what became of each."""
