@@ -255,8 +255,8 @@ class Config:
                                                choices=("neurons", "residual", "batchnorm", "memory"))
     memory_pj: float | None = _measure(None, "pJ per byte moved, of the model flat and the extra row memory (null: by "
                                        "energy_cost)", above=0)
-    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N^2 D as printed in the "
-                                  "paper, or 2 N D^2 as its totals need", choices=("printed", "paper"))
+    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
+                                  "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
     verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
     verify_samples: int = _measure(2, "samples of that check", low=1)
