@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 def impossible(cfg: Config) -> Iterator[Finding]:
     """The combinations in `cfg` that cannot work."""
-    for rules in (_unavailable, _exclusive, _model, _image, _mixing, _training, _measurement):
+    for rules in (_unavailable, _exclusive, _model, _image, _mixing, _distillation, _training, _measurement):
         yield from rules(cfg)
 
 
@@ -56,6 +56,12 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         for name in ("layer", "dim", "pooling_stat", "dvs_mode"):
             if getattr(cfg, name) != SETTINGS[name].default:
                 yield _about(cfg, name, f"has no effect on {cfg.model}, a V2 model", "model")
+    if cfg.kd == "none":
+        for name in ("teacher", "teacher_checkpoint", "kd_alpha", "kd_tau"):
+            if getattr(cfg, name) != SETTINGS[name].default:
+                yield _about(cfg, name, "is ignored without kd; set kd: hard or kd: soft to use it", "kd")
+    if cfg.kd == "hard" and cfg.kd_tau != SETTINGS["kd_tau"].default:
+        yield _about(cfg, "kd_tau", "is ignored with kd: hard", "kd")
     if cfg.TET_lamb != 0 and not cfg.TET:
         yield _about(cfg, "TET_lamb", "is ignored without TET; set TET: true to use it")
     if cfg.lr_base is not None and "lr" in cfg.explicit:
@@ -181,7 +187,22 @@ def _mixing(cfg: Config) -> Iterator[Finding]:
         yield _about(cfg, "bce_target_thresh", text, "bce_loss")
 
 
+def _distillation(cfg: Config) -> Iterator[Finding]:
+    if cfg.kd == "none":
+        return
+    if not cfg.teacher:
+        remedy = "give the name of a timm model, a checkpoint or a file of logits as teacher"
+        yield Finding(("kd", "teacher"), f"kd {cfg.kd} needs a teacher; {remedy}")
+    if cfg.aug_splits:
+        yield _about(cfg, "kd", "does not fit the copies of aug_splits; set one of them to its default", "aug_splits")
+
+
 def _training(cfg: Config) -> Iterator[Finding]:
+    if cfg.sched_on_updates and cfg.sched == "plateau":
+        text = "does not fit sched plateau, which waits for the evaluation; set it to false"
+        yield _about(cfg, "sched_on_updates", text, "sched")
+    if cfg.warmup_prefix and cfg.sched == "plateau":
+        yield _about(cfg, "warmup_prefix", "does not fit sched plateau; set it to false", "sched")
     if cfg.warmup_epochs >= cfg.epochs:
         remedy = f"use warmup_epochs {cfg.epochs - 1} or less, or more epochs"
         yield _about(cfg, "warmup_epochs", f"leaves nothing of epochs {cfg.epochs}; {remedy}", "epochs")

@@ -31,6 +31,7 @@ _augment = partial(setting, group="Image augmentation", only=TRAIN)
 _mixup = partial(setting, group="Mixup and label smoothing", only=TRAIN)
 _event = partial(setting, group="Event augmentation", only=TRAIN)
 _loss = partial(setting, group="Loss", only=TRAIN)
+_distill = partial(setting, group="Distillation", only=TRAIN)
 _optim = partial(setting, group="Optimizer", only=TRAIN)
 _sched = partial(setting, group="Learning rate schedule", only=TRAIN)
 _norm = partial(setting, group="Batch norm")
@@ -166,6 +167,14 @@ class Config:
     TET_means: float = _loss(1.0, "TET: value that a regularisation moves the logits to")
     TET_lamb: float = _loss(0.0, "TET: weight of that regularisation", low=0, high=1)
 
+    kd: str = _distill("none", "learn from a teacher: hard (its class) or soft (its probabilities); a V2 model gets a "
+                       "second head for it", choices=("none", "hard", "soft"), only="")
+    teacher: str = _distill("", "kd: a model of timm, a checkpoint of a run of this project, or a file with logits "
+                            "[samples, classes] of the training set in its order")
+    teacher_checkpoint: str = _distill("", "kd: weights of a teacher of timm (empty: timm downloads them)")
+    kd_alpha: float = _distill(0.5, "kd: weight of the teacher; the labels have the rest", low=0, high=1)
+    kd_tau: float = _distill(1.0, "kd: temperature of soft", above=0)
+
     opt: str = _optim("sgd", "optimizer name of timm's factory, as adamw or lamb")
     lr: float = _optim(0.01, "peak learning rate; not scaled with the number of GPUs", low=0)
     lr_base: float | None = _optim(None, "instead of lr: learning rate per lr_base_size samples, scaled with the "
@@ -182,6 +191,8 @@ class Config:
 
     sched: str = _sched("step", "shape of the schedule", choices=("cosine", "tanh", "step", "plateau", "poly"))
     warmup_epochs: int = _sched(3, "epochs of linear warm-up, inside epochs", low=0)
+    sched_on_updates: bool = _sched(False, "set the rate before each update instead of before each epoch")
+    warmup_prefix: bool = _sched(False, "the shape begins at the end of the warm-up (published V2), else with it")
     warmup_lr: float = _sched(1e-4, "learning rate at the start of the warm-up", low=0)
     min_lr: float = _sched(1e-5, "lowest learning rate", low=0)
     cooldown_epochs: int = _sched(10, "epochs at min_lr, added after epochs", low=0)

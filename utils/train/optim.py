@@ -98,10 +98,14 @@ def _eps_and_betas(cfg: Config, takes: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
-    """The schedule of per-epoch learning rates, and the number of epochs with the cool-down.
+def make_schedule(cfg: Config, optimizer: Optimizer, steps: int = 1) -> tuple[Scheduler | None, int]:
+    """The schedule of learning rates, and the number of epochs with the cool-down.
 
-    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them.
+    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them. The shape (a cosine, say)
+    begins with the first epoch, of which the warm-up replaces the start, or with `warmup_prefix` after the warm-up.
+
+    Args:
+        steps: batches per epoch, in which a schedule of `sched_on_updates` counts.
     """
     with warnings.catch_warnings():
         # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
@@ -110,7 +114,7 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
         scheduler, num_epochs = create_scheduler_v2(
             optimizer,
             sched=cfg.sched,
-            num_epochs=cfg.epochs,
+            num_epochs=cfg.epochs - (cfg.warmup_epochs if cfg.warmup_prefix else 0),
             decay_epochs=cfg.decay_epochs,
             cooldown_epochs=cfg.cooldown_epochs,
             patience_epochs=cfg.patience_epochs,
@@ -118,6 +122,9 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
             min_lr=cfg.min_lr,
             warmup_lr=cfg.warmup_lr,
             warmup_epochs=cfg.warmup_epochs,
+            warmup_prefix=cfg.warmup_prefix,
+            step_on_epochs=not cfg.sched_on_updates,
+            updates_per_epoch=steps,
             # timm takes one number (from there on) or a pair (from, to), as shares of the schedule.
             noise=cfg.lr_noise[0] if cfg.lr_noise and len(cfg.lr_noise) == 1 else cfg.lr_noise,
             noise_pct=cfg.lr_noise_pct,
@@ -131,8 +138,17 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
     return scheduler, num_epochs
 
 
+def set_rate_of_step(schedule: Scheduler | None, epoch: int, steps: int, step: int) -> None:
+    """Set the learning rate of batch `step` of the `steps` in `epoch`, if the schedule counts in batches."""
+    if schedule is not None:
+        schedule.step_update(epoch * steps + step)
+
+
 def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:
-    """Set the learning rate of `epoch`; `metric` is that of the epoch before (for the plateau schedule)."""
+    """Set the learning rate of `epoch`, if the schedule counts in epochs.
+
+    `metric` is that of the epoch before (for the plateau schedule).
+    """
     if schedule is None:
         return
     with warnings.catch_warnings():

@@ -43,6 +43,7 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
+from utils.train.teacher import StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -81,12 +82,19 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
-        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        # Of the images that the loader gives: a teacher may want other statistics.
+        self.teacher = make_teacher(cfg, process, precision)
+        stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
+        self.loaders = build_loaders(
+            cfg, device=process.device, rank=process.rank, world_size=process.world_size, numbered=stored is not None
+        )
+        if stored is not None:
+            stored.check_length(self.loaders.samples)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
         optimizer = make_optimizer(cfg, model, process.world_size)
-        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer, self.steps)
         ema = None
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
@@ -203,7 +211,8 @@ class Trainer:
 
     def train_step(self, epoch: int) -> TrainStep:
         graphed = self.cfg.cuda_graph and self.why_no_graph is None
-        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process, graphed)
+        run = (self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        return make_step(*run, graphed, self.steps, self.teacher)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
