@@ -314,13 +314,6 @@ def test_layers_are_chosen_by_type_not_by_name():
     assert counts.unpriced == []
 
 
-def test_weights_that_are_not_counted_are_named():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ConvTranspose2d(2, 1, 2))
-    with torch.no_grad(), SynapseRecorder(model) as recorder:
-        model(torch.ones(1, 1, 4, 4))
-    assert recorder.counts().unpriced == ["1 (ConvTranspose2d)"]
-
-
 def test_a_layer_whose_shapes_do_not_tell_the_step_is_counted_in_one():
     class Odd(Multi):
         def forward(self, x: Tensor) -> Tensor:
