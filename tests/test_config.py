@@ -54,11 +54,13 @@ def test_a_hyphen_equals_an_underscore_everywhere(written):
         (["-vb", "8"], "val_batch_size", 8),
         (["-j", "0"], "workers", 0),
         (["-data-dir", "x"], "data_dir", "x"),
+        (["-data_dir", "x"], "data_dir", "x"),
         (["--data-dir=x"], "data_dir", "x"),
         (["--local_rank=3"], "local_rank", 3),
         (["--local-rank", "3"], "local_rank", 3),
         (["--mean", ".1", ".2", ".3"], "mean", [0.1, 0.2, 0.3]),
         (["--TET-means", "-1e-1"], "TET_means", -0.1),
+        (["--TET-means", "-.5"], "TET_means", -0.5),
         (["--device", "cuda:1"], "device", "cuda:1"),
         (["--img-size", "64", "--img-size", "none"], "img_size", None),
         (["--dist-bn", ""], "dist_bn", ""),
@@ -118,7 +120,7 @@ def test_a_switch_is_true_or_false_only(value, written):
     assert "give true or false" in fails("-c", written(f"amp: {value}\n"))
 
 
-@pytest.mark.parametrize("value", [0.5, "4", True, None, [4]])
+@pytest.mark.parametrize("value", [1.5, 0.5, "4", True, None, [4]])
 def test_a_whole_number_is_not_anything_else(value):
     assert "give a whole number >= 1" in refused(epochs=value)
 
