@@ -1,14 +1,15 @@
 """How accurate a checkpoint is, how often its neurons fire, how many operations that takes, and how much energy.
 
-`python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume output/train/demo/model_best.pth.tar`
+`python firing_num.py --resume output/train/demo/model_best.pth.tar`
 `python firing_num.py --from-rates data/paper/table_s1_8_512.json`  (published rates; no checkpoint, no data)
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.config.parse import parse_config
 from utils.errors import UserError, run_script
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
         prog="firing_num.py",
         description="Evaluate a checkpoint: accuracy, firing rates, operations, energy.",
         option_means={"batch_size": "val_batch_size"},  # there is no other batch here
+        inside=settings_inside,
     )
     if cfg.from_rates:
         return from_rates(cfg)
@@ -40,9 +42,19 @@ def main(argv: list[str]) -> int:
 
     with distributed(cfg) as process:
         setup_logging(process)
+        if cfg.inside:
+            logger.info(f"settings: those inside {cfg.inside}, without its paths, device and workers")
         for warning in cfg.warnings:
             logger.warning(f"warning: {warning}")
         return measure(cfg, process)
+
+
+def settings_inside(path: str) -> Mapping[Any, Any] | None:
+    """The settings that a checkpoint was trained with, where it holds them."""
+    from utils.run.checkpoint import read_checkpoint
+
+    config = read_checkpoint(path).get("config")
+    return config if isinstance(config, Mapping) else None
 
 
 def measure(cfg: Config, process: Process) -> int:
