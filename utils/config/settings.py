@@ -216,6 +216,9 @@ class Config:
                              choices=("auto", "float16", "bfloat16"))
     allow_tf32: bool = _device(False, "CUDA may multiply float32 with 10 bits of mantissa: faster, less exact")
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
+    cuda_graph: bool = _device(False, "CUDA: run each training step as one graph, for small models, which the host's "
+                               "work per layer holds up; off, with the reason in the log, where it cannot be",
+                               only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)
     kernels: str = _device("auto", "auto: replace parts of the model by faster ones that were checked to compute the "
@@ -248,8 +251,8 @@ class Config:
     energy_extras: list[str] | None = _measure(None, "rows beside the synapses, never in the total",
                                                choices=("neurons", "residual", "batchnorm", "memory"))
     memory_pj: float = _measure(24.96, "pJ per byte of the extra row memory", above=0)
-    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N^2 D as printed in the "
-                                  "paper, or 2 N D^2 as its totals need", choices=("printed", "paper"))
+    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
+                                  "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
     verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
     verify_samples: int = _measure(2, "samples of that check", low=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import Lamb, create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from utils.config.settings import Config
 from utils.errors import UserError, did_you_mean
+from utils.train.lamb import DeviceLamb
 
 
 def peak_learning_rate(cfg: Config, world_size: int) -> float:
@@ -48,7 +49,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
     try:
         # timm passes eps and betas on unchecked, or drops them; the optimizer's own defaults show what it takes.
         takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=cfg.opt,
             lr=lr,
@@ -58,6 +59,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
             **_eps_and_betas(cfg, takes),
             **({"fused": True} if device in _FUSED.get(cfg.opt.lower(), ()) else {}),
         )
+        return DeviceLamb(optimizer.param_groups) if device == "cuda" and type(optimizer) is Lamb else optimizer
     except (AssertionError, ImportError) as error:
         # Optimizers of other packages: CUDA or the package is missing.
         raise UserError(f"opt: {cfg.opt!r} cannot be used here: {error or type(error).__name__}") from error

@@ -36,6 +36,7 @@ from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.train.cuda_graph import WARM_UP, why_not
 from utils.train.curves import draw_curves
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
@@ -104,6 +105,7 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -133,6 +135,10 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if cfg.cuda_graph and self.why_no_graph is None:
+            logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
+        elif cfg.cuda_graph:
+            logger.warning(f"warning: cuda_graph is off: {self.why_no_graph}")
         logger.info(f"how each part runs:\n{parts_in_words(self.state.model)}")
 
     @contextlib.contextmanager
@@ -196,7 +202,8 @@ class Trainer:
         return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
 
     def train_step(self, epoch: int) -> TrainStep:
-        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        graphed = self.cfg.cuda_graph and self.why_no_graph is None
+        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process, graphed)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
