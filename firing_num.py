@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         prog="firing_num.py",
         description="Evaluate a checkpoint: accuracy, firing rates, operations, energy.",
         option_means={"batch_size": "val_batch_size"},  # there is no other batch here
-        inside=settings_inside,
+        inside=_settings_inside,
     )
     if cfg.from_rates:
         return from_rates(cfg)
@@ -49,12 +49,10 @@ def main(argv: list[str]) -> int:
         return measure(cfg, process)
 
 
-def settings_inside(path: str) -> Mapping[Any, Any] | None:
-    """The settings that a checkpoint was trained with, where it holds them."""
-    from utils.run.checkpoint import read_checkpoint
+def _settings_inside(path: str) -> Mapping[Any, Any] | None:
+    from utils.run.checkpoint import settings_inside  # only now: torch takes seconds to import
 
-    config = read_checkpoint(path).get("config")
-    return config if isinstance(config, Mapping) else None
+    return settings_inside(path)
 
 
 def measure(cfg: Config, process: Process) -> int:

@@ -138,8 +138,9 @@ class Izhikevich(SpikingNode, sj_neuron.IzhikevichNode):
 
     def w_float_to_tensor(self, x: Tensor) -> None:
         """The initial adaptation current; see `v_float_to_tensor`."""
-        if isinstance(self.w, float):
-            self.w = torch.full_like(x, self.w)
+        node: Any = self
+        if isinstance(node.w, float):
+            node.w = torch.full_like(x, node.w)
 
 
 SPIKE_MODES: dict[str, NeuronFactory] = {

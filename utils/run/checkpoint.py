@@ -87,6 +87,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def settings_inside(path: str | Path) -> Mapping[Any, Any] | None:
+    """The settings that a checkpoint was trained with, where it holds them; UserError as `read_checkpoint`."""
+    config = read_checkpoint(path).get("config")
+    return config if isinstance(config, Mapping) else None
+
+
 def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
     """The state dict in a checkpoint, without the `module.` prefix that data-parallel training adds.
 
