@@ -8,7 +8,7 @@ the convolutions (not in safetensors). Further options are those of firing_num.p
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,7 @@ def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: b
         return net.eval()
 
     plain, data = loaded(), resolve_data(cfg)
-    batches = iter(build_eval_loader(cfg, device=torch.device("cpu")))
+    batches = iter(build_eval_loader(replace(cfg, workers=0), device=torch.device("cpu")))  # few samples
     x = next(batches)[0]
     while len(x) < samples and (more := next(batches, None)):
         x = torch.cat([x, more[0]])
