@@ -226,7 +226,8 @@ class Config:
                           "auto: sparse or dense per layer, whichever is faster)",
                           choices=("auto", "dense", "sparse"), synonyms={"event": "sparse"})
     bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32", only=TRAIN)
-    channels_last: bool = _device(False, "memory format with the channels innermost")
+    channels_last: bool | None = _device(None, "memory format with the channels innermost (null: on CUDA with amp or "
+                                         "with this project's Triton kernels)")
 
     local_rank: int = _distributed(0, "of torch.distributed.launch; the variable LOCAL_RANK wins", low=0)
 

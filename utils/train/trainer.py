@@ -24,6 +24,7 @@ from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     for_evaluation,
+    layout_of,
     parameter_count,
     parts_in_words,
     prepare_for_training,
@@ -81,6 +82,8 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
+        innermost, self._why_layout = layout_of(cfg, model, process.device)
+        self.cfg = cfg = dataclasses.replace(cfg, channels_last=innermost)
         self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
@@ -135,6 +138,9 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if process.device.type == "cuda":
+            order = "innermost" if cfg.channels_last else "before height and width"
+            logger.info(f"channels_last: channels {order} in memory: {self._why_layout}")
         if cfg.cuda_graph and self.why_no_graph is None:
             logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
         elif cfg.cuda_graph:
