@@ -62,7 +62,7 @@ def measure(cfg: Config, process: Process) -> int:
     measurement = Measurement(cfg, process)
     say_what_changed(measurement.checkpoint, cfg.resume)
     # What may fail comes first: a wrong file name should not cost an evaluation.
-    maps = attention_picture(measurement, cfg.attention_map, folder) if cfg.attention_map else []
+    maps = attention_picture(measurement, cfg.attention_map) if cfg.attention_map else []
     steps = cfg.sweep_T or []
     if reason := why_no_sweep(measurement, steps):
         measurement.notes.append(f"left out: sweep_T, since {reason}")

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import SpikeDrivenTransformer
 from module.accelerate import accelerate
+from module.neuron import make_neuron
 
 BANDWIDTH, FLOPS = 3.35e12, 800e12  # H100: bytes/s, dense 16-bit FLOP/s
 _VIEWS = re.compile(
@@ -182,17 +183,19 @@ def step(
     side: int = 224,
     channels: int = 3,
     training: bool = True,
+    layout: torch.memory_format = torch.channels_last,
 ) -> Step:
-    """One training step, or one evaluation, of the model that `build` makes; channels-last, autocast to `dtype`."""
+    """One training step, or one evaluation, of the model that `build` makes; weights and images in `layout`, autocast
+    to `dtype`."""
     storages: dict[int, int] = {}
     with without_random_numbers(), FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             model = build().train(training)
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.weight = nn.Parameter(layer.weight.detach().contiguous(memory_format=torch.channels_last))
+                layer.weight = nn.Parameter(layer.weight.detach().contiguous(memory_format=layout))
         own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-        x = torch.empty(batch, channels, side, side, device="cuda").contiguous(memory_format=torch.channels_last)
+        x = torch.empty(batch, channels, side, side, device="cuda").contiguous(memory_format=layout)
         targets = torch.zeros(batch, dtype=torch.long, device="cuda")
 
         def keep(tensor: Tensor) -> Tensor:
@@ -241,12 +244,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--evaluate", action="store_true", help="an evaluation instead of a training step")
     parser.add_argument("--kernels", default="auto", choices=("auto", "plain"), help="plain: kernels for neurons alone")
+    parser.add_argument("--layout", default="last", choices=("last", "first"), help="where channels are in memory")
+    parser.add_argument("--neuron", default="lif", choices=("lif", "plif"))
+    parser.add_argument("--events", action="store_true", help="event frames: two channels, pools in the attention")
     parser.add_argument("--show", type=float, metavar="MIB", help="list the operators that move so much")
     given = parser.parse_args()
     sizes: dict[str, Any] = dict(embed_dims=given.dim, depths=given.depth, img_size=given.side, T=given.steps)
     dtype = None if given.dtype == "float32" else getattr(torch, given.dtype)
+    sizes |= dict(neuron=functools.partial(make_neuron, given.neuron))
+    channels = 2 if given.events else 3
+    if given.events:
+        sizes |= dict(in_channels=channels, dvs_mode=True)
     build = functools.partial(accelerated, given.kernels, **sizes)
-    done = step(build, given.batch, dtype, side=given.side, training=not given.evaluate)
+    layout = torch.channels_last if given.layout == "last" else torch.contiguous_format
+    options: dict[str, Any] = dict(side=given.side, channels=channels, training=not given.evaluate, layout=layout)
+    done = step(build, given.batch, dtype, **options)
     for row in done.rows if given.show is not None else ():
         if row.cost[0] >= given.show * 2**20:
             print(in_words(row))

@@ -195,7 +195,7 @@ class Graded(nn.Module):
         return x.clamp(0, 3).ceil()
 
 
-def test_neurons_that_are_not_binary_are_named_and_charged_as_products(measure, capsys):
+def test_neurons_of_whole_numbers_are_named_and_charged_as_the_additions_they_are(measure, capsys):
     def build():
         model = sdt()
         model.patch_embed.proj_lif1 = Graded()
@@ -207,15 +207,17 @@ def test_neurons_that_are_not_binary_are_named_and_charged_as_products(measure, 
     assert "FAILED  other values than 0 and 1 enter patch_embed.proj_conv2" in capsys.readouterr().out
     assert report["time_steps"] == 2
     kinds = {row["name"]: row["kind"] for row in report["energy"]["layers"]}
-    products = {"patch_embed.proj_conv", "patch_embed.proj_conv2", "block.0.attn.kv_sum"}
-    assert {name for name, kind in kinds.items() if kind == "MAC"} == products
+    assert {name for name, kind in kinds.items() if kind == "MAC"} == {"patch_embed.proj_conv"}
+    conventions = {row["name"]: row["convention"] for row in report["energy"]["layers"]}
+    assert conventions["patch_embed.proj_conv2"] == "whole numbers up to 2: a spike of n is n additions"
+    assert conventions["patch_embed.proj_conv3"] == "a spike is one addition"
     tensors = {row["name"]: row for row in report["tensors"]}
     graded = tensors["MS_SPS_lif1"]
     assert graded["spikes"] < graded["nonzero"]
     assert graded["mean_rate"] == pytest.approx(sum(graded["nonzero"]) / (2 * graded["elements_per_step"]))
     (note,) = report["notes"]
     assert note.startswith("not spikes of 0 and 1: MS_SPS_lif1, MS_SSA_Conv0_k_lif")
-    assert "charged as MAC" in page
+    assert "charged as AC, whole numbers up to 2: a spike of n is n additions: patch_embed.proj_conv2" in page
 
 
 class OwnAttention(nn.Module):

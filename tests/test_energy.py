@@ -19,6 +19,7 @@ from utils.measure.sdt.family import SdtFamily
 from utils.measure.sdt.names import token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, paper_energy
 from utils.measure.sdt.shape import SdtShape
+from utils.measure.spike_values import Values
 from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
 from utils.measure.verify import verify_spike_driven
@@ -45,7 +46,7 @@ def shape_of(size):
 
 def layer(**changes):
     """A layer that 10 samples of T = 2 ran through."""
-    values = dict(name="conv", type="Conv2d", is_binary=True, samples=10, macs_per_step=1000, inputs_per_step=50,
+    values = dict(name="conv", type="Conv2d", samples=10, macs_per_step=1000, inputs_per_step=50,
                   outputs_per_step=20, weights=30, nonzero=[100, 150], synops=[1900, 2900])  # fmt: skip
     return LayerCount(**(values | changes))
 
@@ -134,7 +135,7 @@ def test_exact_and_formula_charge_what_entered():
 
 
 def test_the_first_conv_is_charged_per_step_or_once():
-    image = layer(is_binary=False, nonzero=[500, 500], synops=[9000, 9000])
+    image = layer(values=Values("real"), nonzero=[500, 500], synops=[9000, 9000])
     counts = counts_of(image, layer(name="b"))
     per_step, once = account(counts), account(counts, first_conv="once")
     assert per_step.rows[0].energy_pJ == pytest.approx(1800 * 4.6)
@@ -150,7 +151,7 @@ def test_the_first_conv_is_charged_per_step_or_once():
 
 
 def test_real_values_are_charged_as_products_and_named():
-    report = account(counts_of(layer(), layer(name="late", is_binary=False)))
+    report = account(counts_of(layer(), layer(name="late", values=Values("real"))))
     assert report.rows[1].kind == "MAC"
     assert any("not spike-driven" in note and "late" in note for note in report.notes)
 

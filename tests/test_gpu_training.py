@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,18 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.fake_cuda import _walk_backward, accelerated, without_random_numbers
+from module.neuron import make_neuron
 from utils.config.parse import config_from
 from utils.data import loaders
+from utils.data.mixing import build_mixup
 from utils.run.distributed import keep_gradient_strides, patient_group
 from utils.run.precision import Precision
+from utils.train.losses import make_train_loss
+from utils.train.optim import make_optimizer
+from utils.train.step import TrainStep
 
 
 @pytest.fixture
@@ -61,3 +70,59 @@ def test_bfloat16_is_recommended_where_float16_runs_on_cuda(dtype, device):
         precision = Precision(config_from({"amp": True, "amp_dtype": dtype}), torch.device(device))
     recommended = "amp_dtype: bfloat16 is recommended" in (precision.advice() or "")
     assert recommended == ((dtype, device) == ("auto", "cuda"))
+
+
+class _Waits(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        assert name not in {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal"}, name
+        out = func(*args, **kwargs)
+        if name in {"aten::_to_copy", "aten::copy_"}:
+            source, target = (args[1], args[0]) if name == "aten::copy_" else (args[0], out)
+            asked = kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2])
+            assert source.device == target.device or asked, name
+        return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"opt": "lamb", "amp": True, "mixup": 0.5, "cutmix": 1.0, "clip_grad": 1.0},
+        {"opt": "adamw", "amp": True, "amp_dtype": "bfloat16"},
+        {"opt": "adam", "spike_mode": "plif", "TET": True, "grad_accum_steps": 2},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(settings, monkeypatch):
+    """On fake CUDA tensors, with torch's backward engine, which needs a device, replaced by a walk over the graph."""
+    monkeypatch.setattr(torch.amp.grad_scaler, "amp_definitely_not_available", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    queued = SimpleNamespace(record=lambda: None, synchronize=lambda: pytest.fail("the host waits"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: queued)
+    cfg = config_from({"smoothing": 0.0, "batch_size": 4, "num_classes": 5, **settings})
+
+    def backward(precision, loss):
+        _walk_backward(precision.scaler.scale(loss))
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+
+    monkeypatch.setattr(Precision, "backward", backward)
+    cuda = torch.device("cuda")
+    with without_random_numbers(), FakeTensorMode(allow_non_fake_inputs=True):
+        neuron = functools.partial(make_neuron, cfg.spike_mode)
+        with cuda:
+            model = accelerated(img_size=16, embed_dims=16, depths=1, num_classes=5, TET=cfg.TET, neuron=neuron)
+        precision, mixup = Precision(cfg, cuda), build_mixup(cfg)
+        assert precision.scaler.is_enabled() == (cfg.amp and cfg.amp_dtype == "auto")
+        loss = make_train_loss(cfg, mixup is not None)
+        step = TrainStep(model, loss, make_optimizer(cfg, model), precision, mixup, cfg.grad_accum_steps)
+        for i in range(2):
+            x, y = torch.empty(4, 3, 16, 16, device=cuda), torch.zeros(4, dtype=torch.long, device=cuda)
+            step._waiting = None  # its flags have arrived long ago
+            with _Waits():
+                step.run(x, y, i, 1)
+    assert step._waiting is not None

@@ -204,6 +204,8 @@ def test_learning_rate_noise_lies_in_its_range_and_repeats_by_seed(noise, noisy,
         ({"sched": "plateau", "decay_rate": 10}, r"sched: plateau gives no .*Factor should be < 1.0.*decay_rate 10"),
         ({"sched": "cosine", "lr": 0.01, "min_lr": 0.1}, r"min_lr: 0.1 is above the peak learning rate 0.01"),
         ({"sched": "tanh", "lr_base": 1e-7, "min_lr": 1e-6}, r"min_lr: 1e-06 is above the peak learning rate 1.25e-08"),
+        ({"sched": "cosine", "lr_cycle_mul": 0.5, "epochs": 2, "warmup_epochs": 0, "sched_on_updates": True},
+         r"sched: cosine gives no .*lr_cycle_mul 0.5"),
         ({"sched": "poly", "lr": 1e-6}, r"min_lr: 1e-05 is above .* set min_lr to 1e-06 or less"),
     ],
 )  # fmt: skip
@@ -212,7 +214,7 @@ def test_a_schedule_that_would_end_the_run_later_is_refused_at_once(settings, ex
     optimizer = make_optimizer(cfg, dummy)
     before = [dict(group, params=None) for group in optimizer.param_groups]
     with pytest.raises(UserError, match=expected):
-        make_schedule(cfg, optimizer)
+        make_schedule(cfg, optimizer, 4)
     assert [dict(group, params=None) for group in optimizer.param_groups] == before
 
 

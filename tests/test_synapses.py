@@ -15,6 +15,7 @@ from model import sdt
 from module.neuron import sj_neuron
 from utils.measure.firing import FiringRecorder
 from utils.measure.sdt.names import token_sums
+from utils.measure.spike_values import ROWS
 from utils.measure.synapses import SynapseRecorder
 from utils.run.distributed import Process
 
@@ -308,14 +309,14 @@ def test_layers_are_chosen_by_type_not_by_name():
     assert {"patch_embed.rpe_conv", "block.0.attn.proj_conv"} <= set(names)
     assert not any("lif" in name or "bn" in name or "talking" in name for name in names)
     assert counts.never_called == ["block.0.attn.talking_heads"]
-    assert counts.uncounted == []
+    assert counts.unpriced == []
 
 
 def test_weights_that_are_not_counted_are_named():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ConvTranspose2d(2, 1, 2))
     with torch.no_grad(), SynapseRecorder(model) as recorder:
         model(torch.ones(1, 1, 4, 4))
-    assert recorder.counts().uncounted == ["1 (ConvTranspose2d)"]
+    assert recorder.counts().unpriced == ["1 (ConvTranspose2d)"]
 
 
 def test_a_layer_whose_shapes_do_not_tell_the_step_is_counted_in_one():
@@ -351,7 +352,7 @@ def test_nothing_of_a_batch_stays_alive_and_hooks_go():
         model(x)
         gc.collect()
         assert seen[0]() is None
-    assert all(total.counts.numel() in (0, 3 * 3) for total in recorder._totals.values())  # 3 counts x T
+    assert all(total.counts.numel() in (0, 3 * ROWS) for total in recorder._totals.values())  # T x counts
     assert not recorder._calls
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -372,6 +373,13 @@ class Together(Process):
         total = sum(self.shared.values())
         self.barrier.wait(10)
         return total
+
+    def gather_objects(self, value):
+        self.shared[self.rank] = value
+        self.barrier.wait(10)
+        found = [self.shared[rank] for rank in range(self.world_size)]
+        self.barrier.wait(10)
+        return found
 
 
 @pytest.mark.parametrize("shares", [[4, 3], [7, 0], [3, 2, 2]])

@@ -46,6 +46,7 @@ _SHAPED = ("cosine", "tanh", "poly")
 _PARTNERS = (
     _Beside(("TET_means", "TET_lamb"), "TET: true", lambda cfg: cfg.TET),
     _Beside(("TET_means",), "TET_lamb above 0", lambda cfg: cfg.TET_lamb > 0),
+    _Beside(("teacher", "teacher_checkpoint", "kd_alpha", "kd_tau"), "kd: hard or soft", lambda cfg: cfg.kd != "none"),
     _Beside(("amp_dtype",), "amp: true", lambda cfg: cfg.amp),
     _Beside(("bf16_input_grad",), "engine: auto or sparse", lambda cfg: cfg.engine != "dense"),
     _Beside(("clip_mode",), "clip_grad", lambda cfg: cfg.clip_grad is not None),
@@ -68,7 +69,7 @@ _PARTNERS = (
 
 def impossible(cfg: Config) -> Iterator[Finding]:
     """The combinations in `cfg` that cannot work."""
-    for rules in (_unavailable, _exclusive, _model, _image, _mixing, _training, _measurement):
+    for rules in (_unavailable, _exclusive, _model, _image, _mixing, _distillation, _training, _measurement):
         yield from rules(cfg)
 
 
@@ -95,6 +96,8 @@ def ignored(cfg: Config) -> Iterator[Finding]:
             if getattr(cfg, name) != SETTINGS[name].default and not is_there(cfg) and name not in told:
                 told.add(name)
                 yield _about(cfg, name, f"has no effect: it needs {needed}")
+    if cfg.kd == "hard" and cfg.kd_tau != SETTINGS["kd_tau"].default:
+        yield _about(cfg, "kd_tau", "is ignored with kd: hard", "kd")
     if cfg.lr_base is not None and "lr" in cfg.explicit:
         yield _about(cfg, "lr", f"is ignored: lr_base {cfg.lr_base:g} sets the learning rate")
     if cfg.engine != "dense" and cfg.device.startswith("cuda"):
@@ -216,7 +219,22 @@ def _mixing(cfg: Config) -> Iterator[Finding]:
         yield _about(cfg, "bce_target_thresh", text, "bce_loss")
 
 
+def _distillation(cfg: Config) -> Iterator[Finding]:
+    if cfg.kd == "none":
+        return
+    if not cfg.teacher:
+        remedy = "give the name of a timm model, a checkpoint or a file of logits as teacher"
+        yield Finding(("kd", "teacher"), f"kd {cfg.kd} needs a teacher; {remedy}")
+    if cfg.aug_splits:
+        yield _about(cfg, "kd", "does not fit the copies of aug_splits; set one of them to its default", "aug_splits")
+
+
 def _training(cfg: Config) -> Iterator[Finding]:
+    if cfg.sched_on_updates and cfg.sched == "plateau":
+        text = "does not fit sched plateau, which waits for the evaluation; set it to false"
+        yield _about(cfg, "sched_on_updates", text, "sched")
+    if cfg.warmup_prefix and cfg.sched == "plateau":
+        yield _about(cfg, "warmup_prefix", "does not fit sched plateau; set it to false", "sched")
     if cfg.warmup_epochs >= cfg.epochs:
         remedy = f"use warmup_epochs {cfg.epochs - 1} or less, or more epochs"
         yield _about(cfg, "warmup_epochs", f"leaves nothing of epochs {cfg.epochs}; {remedy}", "epochs")

@@ -35,6 +35,7 @@ _augment = partial(setting, group="Image augmentation", only=TRAIN)
 _mixup = partial(setting, group="Mixup and label smoothing", only=TRAIN)
 _event = partial(setting, group="Event augmentation", only=TRAIN)
 _loss = partial(setting, group="Loss", only=TRAIN)
+_distill = partial(setting, group="Distillation", only=TRAIN)
 _optim = partial(setting, group="Optimizer", only=TRAIN)
 _sched = partial(setting, group="Learning rate schedule", only=TRAIN)
 _norm = partial(setting, group="Batch norm")
@@ -176,6 +177,14 @@ class Config:
     TET_means: float = _loss(1.0, "TET: value that a regularisation moves the logits to", low=-1000, high=1000)
     TET_lamb: float = _loss(0.0, "TET: weight of that regularisation", low=0, high=1)
 
+    kd: str = _distill("none", "learn from a teacher: hard (its class) or soft (its probabilities); a V2 model gets a "
+                       "second head for it", choices=("none", "hard", "soft"), only="")
+    teacher: str = _distill("", "kd: a model of timm, a checkpoint of a run of this project, or a file with logits "
+                            "[samples, classes] of the training set in its order")
+    teacher_checkpoint: str = _distill("", "kd: weights of a teacher of timm (empty: timm downloads them)")
+    kd_alpha: float = _distill(0.5, "kd: weight of the teacher; the labels have the rest", low=0, high=1)
+    kd_tau: float = _distill(1.0, "kd: temperature of soft", above=0, high=1000)
+
     opt: str = _optim("sgd", "optimizer name of timm's factory, as adamw or lamb")
     lr: float = _optim(0.01, "peak learning rate; not scaled with the number of GPUs", low=0, high=1000)
     lr_base: float | None = _optim(None, "instead of lr: learning rate per lr_base_size samples, scaled with the "
@@ -192,6 +201,8 @@ class Config:
 
     sched: str = _sched("step", "shape of the schedule", choices=("cosine", "tanh", "step", "plateau", "poly"))
     warmup_epochs: int = _sched(3, "epochs of linear warm-up, inside epochs", low=0, high=100_000)
+    sched_on_updates: bool = _sched(False, "set the rate before each update instead of before each epoch")
+    warmup_prefix: bool = _sched(False, "the shape begins at the end of the warm-up (published V2), else with it")
     warmup_lr: float = _sched(1e-4, "learning rate at the start of the warm-up", low=0, high=1000)
     min_lr: float = _sched(1e-5, "lowest learning rate", low=0, high=1000)
     cooldown_epochs: int = _sched(10, "epochs at min_lr, added after epochs", low=0, high=100_000)
@@ -227,6 +238,9 @@ class Config:
                              choices=("auto", "float16", "bfloat16"))
     allow_tf32: bool = _device(False, "CUDA may multiply float32 with 10 bits of mantissa: faster, less exact")
     compile: bool = _device(False, "compile the model with torch.compile", only=TRAIN)
+    cuda_graph: bool = _device(False, "CUDA: run each training step as one graph, for small models, which the host's "
+                               "work per layer holds up; off, with the reason in the log, where it cannot be",
+                               only=TRAIN)
     grad_checkpointing: bool = _device(False, "keep only each block's input for the backward pass and compute the "
                                        "block again: less memory, slower, the same numbers", only=TRAIN)
     kernels: str = _device("auto", "auto: replace parts of the model by faster ones that were checked to compute the "
@@ -260,8 +274,8 @@ class Config:
     energy_extras: list[str] | None = _measure(None, "rows beside the synapses, never in the total",
                                                choices=("neurons", "residual", "batchnorm", "memory"))
     memory_pj: float = _measure(24.96, "pJ per byte of the extra row memory", above=0, high=1e6)
-    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N^2 D as printed in the "
-                                  "paper, or 2 N D^2 as its totals need", choices=("printed", "paper"))
+    ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
+                                  "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
     verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
     verify_samples: int = _measure(2, "samples of that check", low=1, high=1_000_000)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import listed
+from utils.measure.spike_values import SUM_CONVENTION, Values
+from utils.measure.spread import PerSample
 from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
 
@@ -59,6 +61,7 @@ class EnergyRow:
     operations: float  # charged
     energy_pJ: float
     charged: str  # how the operations were counted, in words
+    convention: str = ""  # what one operation is: of spikes of 0 and 1, of other spikes, or of real values
     paper_name: str = ""
     type: str = ""
     macs_per_step: int = 0
@@ -83,6 +86,8 @@ class EnergyReport:
     rows: list[EnergyRow]
     extras: list[EnergyRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)  # what multiplies and has no price, so that the total lacks it
+    per_sample: PerSample | None = None  # None where the shapes do not tell the samples
     other_first_conv_mJ: float | None = None  # the total, had the first conv been treated the other way
 
     @property
@@ -110,7 +115,8 @@ class EnergyReport:
     @property
     def accounting(self) -> str:
         """Mode, first conv and costs, in one line: part of every total that is printed."""
-        return f"mode {self.mode}, first conv {self.first_conv}, {self.cost}, {DISCLAIMER}"
+        missing = f"INCOMPLETE, without {listed(self.incomplete)}; " if self.incomplete else ""
+        return f"{missing}mode {self.mode}, first conv {self.first_conv}, {self.cost}, {DISCLAIMER}"
 
 
 def measure_energy(
@@ -151,6 +157,7 @@ def account(
     cost: Cost = COSTS["fp32"],
     sum_rates: Mapping[str, list[float]] | None = None,
     sum_formula: str = "elements x rate",
+    labels: Tensor | None = None,
     name_of: Callable[[str], str] = lambda name: "",
 ) -> EnergyReport:
     """Charge what a recorder counted.
@@ -160,6 +167,7 @@ def account(
         sum_rates: `formula` only, for each weightless sum the rate per step that the formula charges for it;
             by default the rate of what is summed.
         sum_formula: what those rates are, in words.
+        labels: the class of each sample, for the spread by class.
         name_of: a paper's name of a layer.
 
     Raises:
@@ -171,8 +179,9 @@ def account(
         raise ValueError(f"first_conv={first_conv!r} is not one of per_step, once")
     exact = mode == "exact"
     words = ("operations needed", "additions needed") if exact else ("MACs x entering rate", sum_formula)
-    rows = [_row(layer, mode, cost, layer.rate, words[0]) for layer in counts.layers]
-    rows += [_row(one, mode, cost, (sum_rates or {}).get(one.name) or one.rate, words[1]) for one in counts.sums]
+    rates = {name: rate for name, rate in (sum_rates or {}).items() if rate}
+    rows = [_row(layer, mode, cost, layer.spike_rate, words[0]) for layer in counts.layers]
+    rows += [_row(one, mode, cost, rates.get(one.name, one.rate), words[1]) for one in counts.sums]
     rows = [replace(row, paper_name=name_of(row.name)) for row in rows]
     total = sum(row.energy_pJ for row in rows)
     once = _charged_once(rows[0], counts.layers[0], mode, cost) if counts.layers else None
@@ -182,14 +191,14 @@ def account(
         other = (total if first_conv == "once" else alternative) / PJ_PER_MJ
         rows[0] = once if first_conv == "once" else rows[0]
     rows.sort(key=lambda row: counts.order.index(row.name))
-    return EnergyReport(
-        mode, first_conv, cost, counts.time_steps, rows, notes=_notes(counts), other_first_conv_mJ=other
-    )
+    notes = _notes(counts, rows)
+    report = EnergyReport(mode, first_conv, cost, counts.time_steps, rows, [], notes, counts.unpriced)
+    return replace(report, other_first_conv_mJ=other, per_sample=_per_sample(counts, report, labels))
 
 
 def _row(layer: LayerCount, mode: str, cost: Cost, rate: list[float], charged: str) -> EnergyRow:
     """One layer. `rate` and `charged`: what the mode charges, per step and in words."""
-    kind = "AC" if layer.is_binary else "MAC"
+    kind = "MAC" if layer.values.kind == "real" else "AC"
     formula = layer.macs_per_step * sum(rate)
     exact = None if layer.synops is None else sum(layer.synops) / layer.samples
     if mode == "exact" and exact is None:
@@ -207,6 +216,7 @@ def _row(layer: LayerCount, mode: str, cost: Cost, rate: list[float], charged: s
         operations=operations,
         energy_pJ=operations * cost.of(kind),
         charged=charged,
+        convention=SUM_CONVENTION if layer.type == "sum" and kind == "AC" else layer.values.convention,
     )
 
 
@@ -223,13 +233,31 @@ def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> E
     return replace(row, operations=operations, energy_pJ=operations * cost.mac, charged=charged)
 
 
-def _notes(counts: Counts) -> list[str]:
+def _per_sample(counts: Counts, report: EnergyReport, labels: Tensor | None) -> PerSample | None:
+    """The spread between samples of what `exact` charges; None in another mode, which charges mean rates, and where
+    the shapes do not tell the samples."""
+    if report.mode != "exact" or counts.by_sample is None:
+        return None
+    operations = counts.by_sample.double()  # [rows, samples], rows in the order of the report
+    rows = report.rows
+    needed = torch.tensor([row.exact_operations or 1.0 for row in rows], dtype=torch.float64)
+    charged = torch.tensor([row.operations for row in rows], dtype=torch.float64) / needed  # below 1: charged once
+    price = torch.tensor([report.cost.of(row.kind) for row in rows], dtype=torch.float64)
+    return PerSample.of(charged @ operations, (charged * price) @ operations, labels)
+
+
+def _notes(counts: Counts, rows: list[EnergyRow]) -> list[str]:
     notes = []
     if counts.never_called:
         notes.append(f"no part of the forward pass, so not charged: {listed(counts.never_called)}")
-    if counts.uncounted:
-        notes.append(f"NOT COUNTED, only Conv and Linear layers are: {listed(counts.uncounted)}")
-    late = [layer.name for layer in (*counts.layers[1:], *counts.sums) if not layer.is_binary]
+    if counts.unpriced:
+        notes.append(f"INCOMPLETE: these operators multiply and have no price here: {listed(counts.unpriced)}")
+    first = counts.layers[0].name if counts.layers else ""
+    late = [row.name for row in rows if row.kind == "MAC" and row.name != first]
     if late:
-        notes.append(f"not spike-driven, charged as MAC (values other than 0 and 1 enter): {listed(late)}")
-    return notes
+        notes.append(f"not spike-driven, charged as MAC (real values enter): {listed(late)}")
+    graded: dict[str, list[str]] = {}
+    for row in rows:
+        if row.kind == "AC" and row.convention not in (SUM_CONVENTION, Values().convention):
+            graded.setdefault(row.convention, []).append(row.name)
+    return notes + [f"charged as AC, {convention}: {listed(names)}" for convention, names in graded.items()]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import listed
-from utils.measure.synapse_counts import Call, Total, count_elements, sum_totals
+from utils.measure.spike_values import NONZERO, ONES
+from utils.measure.spread import Spread
+from utils.measure.synapse_counts import Call, count_elements
 from utils.measure.synapses import neurons_of
+from utils.measure.totals import Total, sum_totals
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
 
@@ -41,6 +44,8 @@ class FiringRow:
     elements_per_step: int
     spikes: list[int]  # values that are 1
     nonzero: list[int]  # values that are not 0: the same for spikes of 0 and 1
+    # 95% interval of the mean rate over samples; None where they are fewer than two or cannot be told apart.
+    mean_interval: tuple[float, float] | None = field(default=None, compare=False)
 
     @property
     def is_binary(self) -> bool:
@@ -90,8 +95,8 @@ class FiringRecorder(Recorder):
             if not isinstance(output, Tensor) or output.dim() < 2:
                 return
             single = self._model is not None and getattr(module, "step_mode", "m") == "s"
-            counts = count_elements(output.unsqueeze(0) if single else output).sum(dim=2)  # [3, T]
-            self._calls.setdefault(name, []).append(Call(counts, 0, 0, output.numel()))
+            call = count_elements(output.unsqueeze(0) if single else output)
+            self._calls.setdefault(name, []).append(call)
             if not single:
                 self._join_calls(name)
 
@@ -100,11 +105,12 @@ class FiringRecorder(Recorder):
     def _join_calls(self, *names: str) -> None:
         for name in names:
             calls = self._calls.pop(name)
-            counts = torch.cat([call.counts for call in calls if call.counts is not None], dim=1)
+            one = _joined(calls)
+            _, T, B = one.counts.shape  # type: ignore[union-attr]
             total = self._totals.setdefault(name, Total())
-            if total.steps not in (0, counts.shape[1]):
-                raise ValueError(f"{name}: this batch has {counts.shape[1]} time steps, those before {total.steps}")
-            total.add(calls, counts)
+            if total.steps not in (0, T):
+                raise ValueError(f"{name}: this batch has {T} time steps, those before {total.steps}")
+            total.add([one], T, B)
 
     def rows(self, process: Process, name_of: Callable[[str], str] = lambda name: "") -> list[FiringRow]:
         """One row per tensor that was computed, in order of computation, summed over all processes (each must call
@@ -113,15 +119,28 @@ class FiringRecorder(Recorder):
         Raises:
             ValueError: none of the tensors was computed.
         """
-        totals = sum_totals(list(self._sources), self._totals, process)
-        rows = []
-        for name, total in totals.items():
-            if total.steps:
-                nonzero, _, ones = total.counts.tolist()
-                rows.append(FiringRow(name, name_of(name), total.sizes[2] // total.steps, ones, nonzero))
+        totals = sum_totals(self._totals, process)
+        rows = [_row(name, name_of(name), totals[name]) for name in self._sources if name in totals]
         if self._sources and not rows:
             raise ValueError(f"{listed(list(self._sources))}: no batch passed while spikes were counted")
         return rows
+
+
+def _joined(calls: list[Call]) -> Call:
+    """The calls of a single-step neuron, `[ROWS, 1, B]` each, as one of all time steps."""
+    counts = [call.counts for call in calls if call.counts is not None]
+    if len({part.shape[2] for part in counts}) > 1:
+        counts = [part.sum(dim=2, keepdim=True) for part in counts]
+    inputs, low, high = sum(call.inputs for call in calls), min(c.low for c in calls), max(c.high for c in calls)
+    return Call(torch.cat(counts, dim=1), 0, inputs, 0, low, high)
+
+
+def _row(name: str, paper_name: str, total: Total) -> FiringRow:
+    nonzero, ones = total.counts[[NONZERO, ONES]].tolist()
+    elements = total.sizes[1] // total.steps
+    fired = total.samples[0][0] if total.samples else None  # [samples], all steps
+    interval = None if fired is None else Spread.of(fired.double() / (total.sizes[1] / len(fired))).mean_interval
+    return FiringRow(name, paper_name, elements, ones, nonzero, interval)
 
 
 def as_dict(row: FiringRow) -> dict[str, Any]:

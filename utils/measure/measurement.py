@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from utils.measure.family import Comparison, Family, family_of
 from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder
+from utils.measure.totals import interleaved
 from utils.run.build import build_model, make_faster
 from utils.run.checkpoint import load_weights
 from utils.run.console import Progress
@@ -116,7 +117,7 @@ class Measurement:
         x = torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
         try:
             found = self._count([(x, torch.zeros(2, dtype=torch.long, device=device))], Process(0, 1, device))
-            _, rows, counts = found
+            _, rows, counts, _ = found
             if counts.samples != 2:
                 raise ValueError(f"2 samples enter it, {counts.samples} seem to pass through its neurons")
             if self.family and (why := self.family.why_not(counts, {row.name: row.rate for row in rows})):
@@ -136,21 +137,23 @@ class Measurement:
 
     def _count(
         self, loader: Iterable[tuple[Tensor, Tensor]], process: Process, on_step: Callable[[int], None] | None = None
-    ) -> tuple[EvalResult, list[FiringRow], Counts]:
+    ) -> tuple[EvalResult, list[FiringRow], Counts, Tensor]:
         firing = FiringRecorder(self.sources, self.model)
         sums = self.family.sums if self.family else {}
         synapses = SynapseRecorder(self.model, exact=self.mode == "exact", sums=sums, timed=self.sources)
+        labels: list[Tensor] = []
         with firing, synapses:
-            accuracy = evaluate(self.model, loader, self.precision, process, on_step=on_step)
-        return accuracy, firing.rows(process, self._name_of), synapses.counts(process)
+            accuracy = evaluate(self.model, _noting_labels(loader, labels), self.precision, process, on_step=on_step)
+        counted = firing.rows(process, self._name_of), synapses.counts(process)
+        return accuracy, *counted, interleaved([torch.cat(part) for part in process.gather_objects(labels) if part])
 
     def _name_of(self, name: str) -> str:
         return self.family.paper_name(name) if self.family else ""
 
-    def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts) -> Measured:
+    def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts, labels: Tensor) -> Measured:
         rates = {row.name: row.rate for row in firing}
         modes = ("exact", "formula") if self.mode == "exact" else ("formula",)
-        reports = {mode: self._energy(mode, counts, rates) for mode in modes}
+        reports = {mode: self._energy(mode, counts, rates, labels) for mode in modes}
         residual = None
         if self.family:
             reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
@@ -168,13 +171,13 @@ class Measurement:
             notes=[*self.notes, *self._firing_notes(firing)],
         )
 
-    def _energy(self, mode: str, counts: Counts, rates: dict[str, list[float]]) -> EnergyReport:
+    def _energy(self, mode: str, counts: Counts, rates: dict[str, list[float]], labels: Tensor) -> EnergyReport:
         first_conv = self.cfg.first_conv
         if first_conv == "auto":
             first_conv = "per_step" if self.events else "once"
-        sums: dict[str, Any] = {}
+        sums: dict[str, Any] = dict(labels=labels)
         if self.family:
-            sums = dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
+            sums |= dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
         return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
 
     def _firing_notes(self, firing: list[FiringRow]) -> list[str]:
@@ -183,8 +186,8 @@ class Measurement:
             notes.append("left out: firing rates, since the model has no spike_sources() and no SpikingJelly neuron")
         if graded := [row.name for row in firing if not row.is_binary]:
             notes.append(
-                f"not spikes of 0 and 1: {listed(graded)}; their rates count every value that is not 0, and each "
-                "layer that other values than 0 and 1 enter is charged as MAC"
+                f"not spikes of 0 and 1: {listed(graded)}; their rates count every value that is not 0, and what they "
+                "cost in the layers that they enter is noted below the table of layers"
             )
         if idle := [name for name in self.sources if name not in {row.name for row in firing}]:
             notes.append(f"never computed, so without a firing rate: {listed(idle)}")
@@ -195,6 +198,13 @@ class Measurement:
         cfg = replace(self.cfg, val_batch_size=samples, workers=0)
         images, labels = next(iter(build_eval_loader(cfg, device=self.process.device)))
         return images, labels
+
+
+def _noting_labels(loader: Iterable[tuple[Tensor, Tensor]], labels: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `loader`; `labels` gets the labels of each."""
+    for x, y in loader:
+        labels.append(y.cpu())
+        yield x, y
 
 
 def chosen_cost(cfg: Config) -> Cost:

@@ -11,22 +11,22 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.measure.spike_values import ADDITIONS, MAGNITUDE, NONZERO, OPERATIONS
 from utils.measure.synapse_counts import (
     COUNTED,
     Call,
     Counts,
     LayerCount,
-    Total,
     count_elements,
     count_layer,
-    per_step,
-    sum_totals,
 )
+from utils.measure.totals import OF_SAMPLES, Total, sum_totals
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
 
@@ -150,8 +150,7 @@ class SynapseRecorder(Recorder):
 
     def _sum_hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            call = Call(count_elements(output), output.numel(), output.numel(), 0)
-            self._calls.setdefault(name, []).append(call)
+            self._calls.setdefault(name, []).append(count_elements(output))
 
         return count
 
@@ -194,8 +193,7 @@ class SynapseRecorder(Recorder):
         self._samples += B
         stepwise = bool(self._single) and not self._multi
         for name, calls in self._calls.items():
-            counts = None if calls[0].counts is None else per_step(calls, T, B, stepwise)
-            self._totals.setdefault(name, Total()).add(calls, counts)
+            self._totals.setdefault(name, Total()).add(calls, T, B, stepwise)
 
     def counts(self, process: Process | None = None) -> Counts:
         """Everything counted so far, summed over all processes (each must call this).
@@ -208,36 +206,52 @@ class SynapseRecorder(Recorder):
         if not with_data:
             raise ValueError("nothing was counted: the model was not called while the recorder was entered")
         T = steps // with_data  # the same in every process that had samples
-        totals = sum_totals([*self._layers, *self._sums, *self._neurons, *self._norms], self._totals, process)
-        order = {name: place for place, name in enumerate(self._totals)}
-        called = [name for name in (*self._layers, *self._sums) if totals[name].steps]
-        called.sort(key=lambda name: order.get(name, len(order)))
-        outputs = {name: totals[name].per_sample(2, T * samples) for name in (*self._neurons, *self._norms)}
+        totals = sum_totals(self._totals, process)
+        called = [name for name, total in totals.items() if total.steps]
+        first = next((name for name in called if name not in self._sums), "")
+        rows = {name: self._layer(name, totals[name], samples, name == first) for name in called}
+        outputs = {name: total.per_sample(2, T * samples) for name, total in totals.items()}
         return Counts(
-            layers=[self._layer(name, totals[name], samples) for name in called if name in self._layers],
-            sums=[self._layer(name, totals[name], samples) for name in called if name in self._sums],
-            neurons_per_step={name: outputs[name] for name in self._neurons if outputs[name]},
-            norms_per_step={name: outputs[name] for name in self._norms if outputs[name]},
+            layers=[row for name, row in rows.items() if name not in self._sums],
+            sums=[row for name, row in rows.items() if name in self._sums],
+            neurons_per_step={name: outputs[name] for name in self._neurons if outputs.get(name)},
+            norms_per_step={name: outputs[name] for name in self._norms if outputs.get(name)},
             time_steps=T,
             samples=samples,
             order=called,
-            never_called=[name for name in self._layers if name not in called],
-            uncounted=self._uncounted,
+            never_called=[name for name in self._layers if name not in rows],
+            unpriced=self._uncounted,
+            by_sample=_by_sample([rows[name] for name in called], [totals[name] for name in called], samples),
         )
 
-    def _layer(self, name: str, total: Total, samples: int) -> LayerCount:
+    def _layer(self, name: str, total: Total, samples: int, takes_data: bool) -> LayerCount:
         module = self._layers.get(name)
-        nonzero, synops, ones = total.counts.tolist()
-        macs, inputs, outputs = (total.per_sample(size, samples * len(nonzero)) for size in range(3))
+        values, counts = total.values, total.counts.tolist()
+        if takes_data and values.kind != "binary":
+            values = replace(values, kind="real")  # pixels and counts of events are data, not spikes
+        macs, inputs, outputs = (total.per_sample(size, samples * total.steps) for size in range(3))
+        # A sum adds a number whatever its value; a weight is added as often as a whole number of spikes says.
+        repeated = values.kind == "integer" and module is not None
         return LayerCount(
             name=name,
             type=type(module).__name__ if module else "sum",
-            is_binary=sum(ones) == sum(nonzero),
             samples=samples,
             macs_per_step=macs,
             inputs_per_step=inputs,
             outputs_per_step=outputs,
             weights=sum(p.numel() for p in module.parameters(recurse=False)) if module else 0,
-            nonzero=nonzero,
-            synops=synops if self._exact or not module else None,
+            nonzero=counts[NONZERO],
+            synops=counts[ADDITIONS if repeated else OPERATIONS] if self._exact or not module else None,
+            values=values,
+            repeated=counts[MAGNITUDE] if repeated else None,
         )
+
+
+def _by_sample(rows: list[LayerCount], totals: list[Total], samples: int) -> Tensor | None:
+    """Operations of each layer and sample, `[layers, samples]`; None where shapes do not tell the sample."""
+    found = []
+    for row, total in zip(rows, totals, strict=True):
+        if row.synops is None or total.samples is None or total.samples[0].shape[1] != samples:
+            return None
+        found.append(total.samples[0][OF_SAMPLES.index(OPERATIONS if row.repeated is None else ADDITIONS)])
+    return torch.stack(found) if found else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import pickle
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError, first_line
 from utils.files import replacing
+
+_logger = logging.getLogger("sdt")
 
 _SPLIT = ".aux_bn."
 # Settings on which the keys and shapes of the weights depend.
@@ -104,8 +107,15 @@ def weights_in(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool = 
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
-def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, path: str | Path, use_ema: bool = False, fresh: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Load the weights in `path` into `model`, all of them or none, and return the whole checkpoint.
+
+    Args:
+        use_ema: load the moving average of the weights.
+        fresh: keys that start with one of these may all be missing in the file; those of the model then stay, which the
+            log says.
 
     Raises:
         UserError: the file cannot be read, or its keys or shapes are not the model's; the message lists the
@@ -116,6 +126,10 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = False) -> d
     if not any(_SPLIT in key for key in model.state_dict()):
         # The additional statistics of split BatchNorm are for training on augmented copies only.
         weights = {key: value for key, value in weights.items() if _SPLIT not in key}
+    missing = {key: value for key, value in model.state_dict().items() if fresh and key.startswith(fresh)}
+    if missing and not missing.keys() & weights.keys():
+        weights |= missing
+        _logger.info(f"{path} has no {', '.join(missing)}: they start fresh")
     load_fitting(model, weights, checkpoint, path)
     return checkpoint
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -83,9 +83,16 @@ class Process:
         """For each key the reason that the first process with one gives; None where none has any."""
         if self.world_size == 1:
             return mine
-        all_of_them: list[dict[str, str | None]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(all_of_them, mine, group=self.control)
+        all_of_them = self.gather_objects(mine)
         return {key: next((found[key] for found in all_of_them if found.get(key)), None) for key in mine}
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The object of each process, by rank, in every process."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
 
     def gather(self, value: float) -> list[float]:
         """The value of each process, by rank, in every process."""

@@ -17,6 +17,11 @@ from utils.errors import UserError
 MOST_SKIPPED_UPDATES = 40
 
 
+def leaves_updates_out(optimizer: Optimizer) -> bool:
+    """Whether a flag on the device can make the optimizer leave an update out; else the host would have to read it."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 class Precision:
     """How forward and backward passes of a run compute.
 
@@ -64,15 +69,31 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def update(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Unscale, clip and apply the gradients, then clear them."""
+    def update(self, optimizer: Optimizer, model: nn.Module, finite: Tensor | None = None) -> None:
+        """Unscale, clip and apply the gradients, then clear them.
+
+        On CUDA nothing is read from the device, if the optimizer can leave an update out by a flag there.
+
+        Args:
+            finite: a flag on the device; where it is false, such an optimizer leaves the update out. Loss scaling looks
+                at the gradients itself.
+        """
         if self.clip_grad is not None:
             self.scaler.unscale_(optimizer)
             dispatch_clip_grad(list(model.parameters()), self.clip_grad, mode=self.clip_mode)
-        scale = self._scale()
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self.skipped_updates = (self.skipped_updates + 1) * (self._scale() < scale)
+        if self.scaler.is_enabled():
+            scale = self._scale()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            self.skipped_updates.add_(1).mul_(self._scale() < scale)
+        elif finite is not None and finite.is_cuda and leaves_updates_out(optimizer):
+            flagged: Any = optimizer
+            # torch's protocol between loss scaling and its fused optimizers.
+            flagged.grad_scale, flagged.found_inf = None, (~finite).float()
+            optimizer.step()
+            del flagged.grad_scale, flagged.found_inf
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def _scale(self) -> Tensor:

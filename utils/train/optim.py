@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import Lamb, create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from utils.config.settings import Config
 from utils.errors import UserError, did_you_mean
+from utils.train.lamb import DeviceLamb
 
 
 def peak_learning_rate(cfg: Config, world_size: int) -> float:
@@ -50,7 +51,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
     try:
         # timm passes eps and betas on unchecked, or drops them; the optimizer's own defaults show what it takes.
         takes = create_optimizer_v2([nn.Parameter(torch.zeros(1))], opt=cfg.opt, lr=lr).defaults
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=cfg.opt,
             lr=lr,
@@ -60,6 +61,7 @@ def make_optimizer(cfg: Config, model: nn.Module, world_size: int = 1) -> Optimi
             **_eps_and_betas(cfg, takes),
             **({"fused": True} if device in _FUSED.get(cfg.opt.lower(), ()) else {}),
         )
+        return DeviceLamb(optimizer.param_groups) if device == "cuda" and type(optimizer) is Lamb else optimizer
     except (AssertionError, ImportError) as error:
         # Optimizers of other packages: CUDA or the package is missing.
         raise UserError(f"opt: {cfg.opt!r} cannot be used here: {error or type(error).__name__}") from error
@@ -98,23 +100,22 @@ def _eps_and_betas(cfg: Config, takes: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-# The settings that shape each schedule; what is wrong about one of them is told with all that were given.
-_SHAPED_BY = {
-    "step": ("decay_epochs", "decay_rate"),
-    "plateau": ("decay_rate", "patience_epochs", "min_lr"),
-    "poly": ("decay_rate", "min_lr", "lr_cycle_mul", "lr_cycle_limit", "cooldown_epochs"),
-    "tanh": ("decay_rate", "min_lr", "lr_cycle_mul", "lr_cycle_limit", "cooldown_epochs"),
-    "cosine": ("decay_rate", "min_lr", "lr_cycle_mul", "lr_cycle_limit", "cooldown_epochs"),
-}
+# The settings that shape each schedule; what is wrong about one of them is told with all of them.
+_OF_A_SHAPE = ("decay_rate", "min_lr", "lr_cycle_mul", "lr_cycle_limit", "cooldown_epochs")
+_SHAPED_BY = {"step": ("decay_epochs", "decay_rate"), "plateau": ("decay_rate", "patience_epochs", "min_lr")}
 
 
-def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
-    """The schedule of per-epoch learning rates, and the number of epochs with the cool-down.
+def make_schedule(cfg: Config, optimizer: Optimizer, steps: int = 1) -> tuple[Scheduler | None, int]:
+    """The schedule of learning rates, and the number of epochs with the cool-down.
 
-    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them.
+    Warm-up lies inside the `epochs`; `cooldown_epochs` at `min_lr` are added after them. The shape (a cosine, say)
+    begins with the first epoch, of which the warm-up replaces the start, or with `warmup_prefix` after the warm-up.
+
+    Args:
+        steps: batches per epoch, in which a schedule of `sched_on_updates` counts.
 
     Raises:
-        UserError: some epoch would have no learning rate; every epoch is tried first.
+        UserError: an epoch would have no learning rate; all of them are tried first.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
     if cfg.sched != "step" and cfg.min_lr > peak:
@@ -122,19 +123,21 @@ def make_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, 
             f"min_lr: {cfg.min_lr:g} is above the peak learning rate {peak:g}, and sched {cfg.sched} would rise to it; "
             f"set min_lr to {peak:g} or less"
         )
-    _try_schedule(cfg, peak)
-    return _create_schedule(cfg, optimizer)
+    _try_schedule(cfg, peak, steps)
+    return _create_schedule(cfg, optimizer, steps)
 
 
-def _try_schedule(cfg: Config, peak: float) -> None:
+def _try_schedule(cfg: Config, peak: float, steps: int) -> None:
     """Walk through the whole schedule with an optimizer of its own, so that it does not end a run in the middle."""
-    given = [f"{name} {getattr(cfg, name)!r}" for name in ("epochs", "warmup_epochs", *_SHAPED_BY[cfg.sched])]
+    shaped_by = ("epochs", "warmup_epochs", *_SHAPED_BY.get(cfg.sched, _OF_A_SHAPE))
+    given = [f"{name} {getattr(cfg, name)!r}" for name in shaped_by]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
     epoch, num_epochs = 0, cfg.epochs
     try:
-        schedule, num_epochs = _create_schedule(cfg, optimizer)
+        schedule, num_epochs = _create_schedule(cfg, optimizer, steps)
         for epoch in range(1, num_epochs + 1):
             set_learning_rate(schedule, epoch, 0.0)
+            set_rate_of_step(schedule, epoch, steps, 0)
             rate = learning_rate(optimizer)
             if not 0 <= rate <= _HIGHEST_RATE:
                 raise ValueError(f"it would be {rate:g}")
@@ -145,7 +148,7 @@ def _try_schedule(cfg: Config, peak: float) -> None:
         ) from error
 
 
-def _create_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | None, int]:
+def _create_schedule(cfg: Config, optimizer: Optimizer, steps: int) -> tuple[Scheduler | None, int]:
     with warnings.catch_warnings():
         # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
         warnings.filterwarnings("ignore", message=".*[Pp]lateau.*")
@@ -153,7 +156,7 @@ def _create_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | Non
         scheduler, num_epochs = create_scheduler_v2(
             optimizer,
             sched=cfg.sched,
-            num_epochs=cfg.epochs,
+            num_epochs=cfg.epochs - (cfg.warmup_epochs if cfg.warmup_prefix else 0),
             decay_epochs=cfg.decay_epochs,
             cooldown_epochs=cfg.cooldown_epochs,
             patience_epochs=cfg.patience_epochs,
@@ -161,6 +164,9 @@ def _create_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | Non
             min_lr=cfg.min_lr,
             warmup_lr=cfg.warmup_lr,
             warmup_epochs=cfg.warmup_epochs,
+            warmup_prefix=cfg.warmup_prefix,
+            step_on_epochs=not cfg.sched_on_updates,
+            updates_per_epoch=steps,
             # timm takes one number (from there on) or a pair (from, to), as shares of the schedule.
             noise=cfg.lr_noise[0] if cfg.lr_noise and len(cfg.lr_noise) == 1 else cfg.lr_noise,
             noise_pct=cfg.lr_noise_pct,
@@ -174,8 +180,17 @@ def _create_schedule(cfg: Config, optimizer: Optimizer) -> tuple[Scheduler | Non
     return scheduler, num_epochs
 
 
+def set_rate_of_step(schedule: Scheduler | None, epoch: int, steps: int, step: int) -> None:
+    """Set the learning rate of batch `step` of the `steps` in `epoch`, if the schedule counts in batches."""
+    if schedule is not None:
+        schedule.step_update(epoch * steps + step)
+
+
 def set_learning_rate(schedule: Scheduler | None, epoch: int, metric: float | None = None) -> None:
-    """Set the learning rate of `epoch`; `metric` is that of the epoch before (for the plateau schedule)."""
+    """Set the learning rate of `epoch`, if the schedule counts in epochs.
+
+    `metric` is that of the epoch before (for the plateau schedule).
+    """
     if schedule is None:
         return
     with warnings.catch_warnings():

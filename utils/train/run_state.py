@@ -28,7 +28,7 @@ from utils.train.optim import set_learning_rate
 _FREE_ON_RESUME = {
     *("resume", "no_resume_opt", "experiment", "output", "initial_checkpoint", "dry_run"),
     *("workers", "pin_mem", "log_interval", "local_rank", "checkpoint_hist", "recovery_interval"),
-    *("log_wandb", "event_wire", "plugin", "initial_partial"),  # of plugins, their contents are compared
+    *("log_wandb", "event_wire", "plugin", "initial_partial", "cuda_graph"),  # of plugins, their contents are compared
     *(name for name, setting in SETTINGS.items() if not setting.serves(TRAIN)),
 }
 

@@ -21,11 +21,14 @@ from utils.config.settings import Config
 from utils.data.mixing import Mixing, build_mixup
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
-from utils.run.hooks import ForwardHook, hooked
-from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.run.precision import MOST_SKIPPED_UPDATES, Precision, leaves_updates_out
 from utils.run.reproduce import seed_step
+from utils.train.cuda_graph import StepGraph
+from utils.train.finite import first_nonfinite_module, read_later, unwrapped
 from utils.train.losses import make_train_loss
+from utils.train.optim import set_rate_of_step
 from utils.train.run_state import RunState
+from utils.train.teacher import StoredLogits, Teacher
 
 
 class EpochSums:
@@ -68,7 +71,10 @@ class TrainStep:
         accumulate: batches per update; their gradients are averaged.
         frozen: modules that stay in evaluation mode.
         seed: called with the step's number before anything random happens in it.
+        set_rate: called with the number of the first step of each group of batches, to set its learning rate.
+        teacher: whom the model learns from; `loss_fn` is then a `DistillationLoss`.
         after_update: called after each update, for the moving average of the weights.
+        graphed: whether steps run as one CUDA graph each (utils/train/cuda_graph.py says where they can).
     """
 
     model: nn.Module
@@ -79,8 +85,16 @@ class TrainStep:
     accumulate: int = 1
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
+    set_rate: Callable[[int], None] | None = None
+    teacher: Teacher | None = None
     after_update: Callable[[], None] | None = None
-    _earlier: Callable[[], bool] | None = field(default=None, init=False)
+    graphed: bool = False
+    graph: StepGraph | None = field(default=None, init=False)
+    _waiting: tuple[Callable[[], list[bool]], Tensor, int] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.graphed:
+            self.graph = StepGraph(self.compute, self.optimizer)
 
     def run(self, x: Tensor, y: Tensor, step: int, last_step: int) -> Tensor:
         """Forward, backward and, when its group of batches is complete, the update; the batch's mean loss.
@@ -88,34 +102,58 @@ class TrainStep:
         Raises:
             NonFiniteError: the loss or a gradient is not finite; raised before the update, with the step and the first
                 module whose output is not finite. With loss scaling, which skips such an update and uses a smaller
-                scale, it is raised only after so many skipped updates that no scale can help.
+                scale, it is raised only after so many skipped updates that no scale can help. On CUDA it is raised one
+                step later, since waiting for the device in each step would leave it idle.
         """
         if self.seed is not None:
             self.seed(step)
         if self.mixup is not None:
             x, y = self.mixup(x, y)
         first = step - step % self.accumulate
+        if step == first and self.set_rate is not None:
+            self.set_rate(step)
         group = min(self.accumulate, last_step + 1 - first)  # the last group of an epoch may be smaller
         updates = step + 1 == first + group
+        loss, finite = self.graph(x, y) if self.graph is not None else self.compute(x, y, group, updates)
+        self._check(loss, finite, x, step)
+        if updates and self.after_update is not None:
+            self.after_update()
+        return loss
+
+    def compute(self, x: Tensor, y: Tensor, group: int = 1, updates: bool = True) -> tuple[Tensor, Tensor]:
+        """Forward pass, loss, backward pass and, if asked for, the update; on CUDA the host never waits for it.
+
+        Args:
+            x, y: images or frames, and targets, mixed already.
+            group: batches per update.
+            updates: whether this is the last one of them.
+
+        Returns:
+            The loss, and two flags `[2]`: whether it is finite, and whether the gradients are (with loss scaling,
+            whether an update still succeeds now and then). Where one is false, there was no update; but on CUDA,
+            optimizers that cannot leave one out by a flag on the device have made it.
+        """
         # Between updates, the processes need not exchange gradients.
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
-                loss = self._loss(logits, y)
-            is_finite = _read_later(torch.isfinite(loss.detach()))
-            self.precision.backward(loss / group)
-        if not is_finite():
-            what = f"the loss is {float(loss.detach())} in step {step}"
-            raise self._not_finite(what, x, otherwise="the loss function itself overflows")
+                loss = self._loss(logits, y) if self.teacher is None else self._taught(logits, y, self.teacher(x, y))
+            self.precision.backward(loss / group if group > 1 else loss)
+        loss = loss.detach()
+        finite = sound = torch.isfinite(loss)
         if updates:
-            if not self.precision.scaler.is_enabled():
-                self._check_gradients(x, step)
-            self.precision.update(self.optimizer, self.model)
-            if self.precision.scaler.is_enabled():
-                self._check_skipped_updates(x, step)
-            if self.after_update is not None:
-                self.after_update()
-        return loss
+            scaled = self.precision.scaler.is_enabled()
+            if not scaled:
+                # A spiking neuron does not fire on NaN, so the loss may be finite where a gradient is not. One norm
+                # over all of them; it overflows only where the update would be useless as well.
+                gradients = [p.grad for p in unwrapped(self.model).parameters() if p.grad is not None]
+                sound = torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+            both = finite & sound
+            if both.is_cuda or bool(both):
+                self.precision.update(self.optimizer, self.model, both)
+            if scaled:
+                sound = self.precision.skipped_updates < MOST_SKIPPED_UPDATES
+        return loss, torch.stack((finite, sound))
 
     def _loss(self, logits: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
         """The loss of the logits; of several heads the mean of their losses."""
@@ -123,44 +161,69 @@ class TrainStep:
         losses = [self.loss_fn(head.float() if self.precision.enabled else head, y) for head in heads]
         return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
-    def _check_gradients(self, x: Tensor, step: int) -> None:
-        """A spiking neuron does not fire on NaN, so the loss may be finite where a gradient is not.
+    def _taught(self, logits: Tensor | tuple[Tensor, ...], y: Tensor, teacher: Tensor) -> Tensor:
+        """The loss with a teacher's logits `[B, K]`."""
+        if self.precision.enabled:
+            teacher = teacher.float()
+            logits = tuple(head.float() for head in logits) if isinstance(logits, tuple) else logits.float()
+        labels = y[:, 0] if isinstance(self.teacher, StoredLogits) else y
+        loss: Tensor = self.loss_fn(logits, labels, teacher)
+        return loss
 
-        On CUDA the result is read one step later: waiting for it would leave the device idle in every step. A state
-        that is not finite is never saved.
+    def finish(self) -> None:
+        """Read the flags of the last step, for which there is no later one.
+
+        Raises:
+            NonFiniteError: as `run`.
         """
-        gradients = {name: p.grad for name, p in _unwrapped(self.model).named_parameters() if p.grad is not None}
-        # One norm over all of them; it overflows only where the update would be useless as well.
-        if self._answer(torch.isfinite(torch.nn.utils.get_total_norm(gradients.values()))):
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            finite, x, step = waiting
+            self._judge(finite(), None, x, step)
+
+    def _check(self, loss: Tensor, finite: Tensor, x: Tensor, step: int) -> None:
+        """Judge the flags of this step; on CUDA those of the step before, whose copy has arrived by now."""
+        if not finite.is_cuda:
+            self._judge(finite.tolist(), loss, x, step)
             return
-        if x.is_cuda:
-            raise NonFiniteError(f"a gradient was not finite in the update before step {step}")
-        bad = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all parameters together")
-        raise self._not_finite(f"the gradient of {bad} is not finite in step {step}, while the loss is", x)
+        present = (read_later(finite), x, step)
+        self.finish()
+        self._waiting = present
 
-    def _check_skipped_updates(self, x: Tensor, step: int) -> None:
-        """End a run in which loss scaling would skip all further updates; on CUDA one step later, as above."""
-        if not self._answer(self.precision.skipped_updates < MOST_SKIPPED_UPDATES):
+    def _judge(self, finite: list[bool], loss: Tensor | None, x: Tensor, step: int) -> None:
+        if all(finite):
+            return
+        otherwise = "it overflows in the backward pass"
+        if not finite[0]:
+            what = f"the loss is {'not finite' if loss is None else float(loss)} in step {step}"
+            otherwise = "the loss function itself overflows"
+        elif self.precision.scaler.is_enabled():
             what = f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step {step}"
-            raise self._not_finite(f"{what}, and no smaller loss scale can help", x)
-
-    def _answer(self, flag: Tensor) -> bool:
-        """The value of a flag; on CUDA that of the step before, so that the host need not wait."""
-        present = _read_later(flag)
-        if not flag.is_cuda:
-            return present()
-        earlier, self._earlier = self._earlier, present
-        return earlier is None or earlier()
-
-    def _not_finite(self, what: str, x: Tensor, otherwise: str = "it overflows in the backward pass") -> NonFiniteError:
-        where = _first_nonfinite_module(self.model, x, self.precision) or otherwise
-        return NonFiniteError(f"{what}; {where}; the weights were not updated")
+            what += ", and no smaller loss scale can help"
+        else:
+            # On CUDA they are gone: the update was made on the device, or left out there.
+            gradients = {n: p.grad for n, p in unwrapped(self.model).named_parameters() if p.grad is not None}
+            bad = [name for name, g in gradients.items() if loss is not None and not bool(torch.isfinite(g).all())]
+            which = f"the gradient of {bad[0]}" if bad else "a gradient, or the norm of all together,"
+            what = f"{which} is not finite in step {step}, while the loss is"
+        where = first_nonfinite_module(self.model, x, self.precision) or otherwise
+        kept = not x.is_cuda or leaves_updates_out(self.optimizer) or self.precision.scaler.is_enabled()
+        end = "the weights were not updated" if kept else "the weights were updated with it"
+        raise NonFiniteError(f"{what}; {where}; {end}")
 
 
 def make_step(
-    cfg: Config, epoch: int, model: nn.Module, state: RunState, frozen: Sequence[nn.Module], process: Process
+    cfg: Config,
+    epoch: int,
+    model: nn.Module,
+    state: RunState,
+    frozen: Sequence[nn.Module],
+    process: Process,
+    graphed: bool = False,
+    steps: int = 1,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
-    """How the batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
+    """How the `steps` batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
     mixup = build_mixup(cfg, epoch)
     ema = state.ema
     return TrainStep(
@@ -172,7 +235,10 @@ def make_step(
         accumulate=cfg.grad_accum_steps,
         frozen=frozen,
         seed=functools.partial(seed_step, cfg.seed, epoch, rank=process.rank),
+        set_rate=functools.partial(set_rate_of_step, state.schedule, epoch, steps),
+        teacher=teacher,
         after_update=None if ema is None else functools.partial(ema.update, state.model),
+        graphed=graphed,
     )
 
 
@@ -211,50 +277,6 @@ def train_one_epoch(
         sums.add(loss, len(x))
         if on_step is not None:
             on_step(sums)
+    step.finish()
     loss_sum, samples, here = process.sum(float(sums.loss_sum), sums.samples, sums.samples - already)
     return TrainResult(loss_sum / samples, here / (time.perf_counter() - started))
-
-
-def _read_later(flag: Tensor) -> Callable[[], bool]:
-    """Start copying a boolean to the host now, read it when called.
-
-    On CUDA the copy is done as soon as the forward pass is, so reading it after the backward pass was queued
-    does not leave the device idle.
-    """
-    if not flag.is_cuda:
-        return lambda: bool(flag)
-    host = flag.to("cpu", non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def read() -> bool:
-        copied.synchronize()
-        return bool(host)
-
-    return read
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    for wrapper in ("module", "_orig_mod"):  # data-parallel training, torch.compile
-        model = getattr(model, wrapper, model)
-    return model
-
-
-@torch.no_grad()
-def _first_nonfinite_module(model: nn.Module, x: Tensor, precision: Precision) -> str:
-    """The first module, in order of execution, whose output is not finite, in words; empty if there is none."""
-    if not bool(torch.isfinite(x).all()):
-        return "the input batch itself is not finite"
-    found: list[str] = []
-
-    def watch(name: str) -> ForwardHook:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(f"{name} ({type(module).__name__})")
-
-        return hook
-
-    model = _unwrapped(model)
-    with hooked({name: module for name, module in model.named_modules() if name}, watch), precision.autocast():
-        model(x)
-    return f"the first output that is not finite is that of {found[0]}" if found else ""

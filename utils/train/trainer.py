@@ -36,12 +36,14 @@ from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
+from utils.train.cuda_graph import WARM_UP, why_not
 from utils.train.curves import draw_curves
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
+from utils.train.teacher import StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -80,12 +82,19 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
-        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        # Of the images that the loader gives: a teacher may want other statistics.
+        self.teacher = make_teacher(cfg, process, precision)
+        stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
+        self.loaders = build_loaders(
+            cfg, device=process.device, rank=process.rank, world_size=process.world_size, numbered=stored is not None
+        )
+        if stored is not None:
+            stored.check_length(self.loaders.samples)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
         optimizer = make_optimizer(cfg, model, process.world_size)
-        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer, self.steps)
         ema = None
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
@@ -104,6 +113,7 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -133,6 +143,10 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if cfg.cuda_graph and self.why_no_graph is None:
+            logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
+        elif cfg.cuda_graph:
+            logger.warning(f"warning: cuda_graph is off: {self.why_no_graph}")
         logger.info(f"how each part runs:\n{parts_in_words(self.state.model)}")
 
     @contextlib.contextmanager
@@ -196,7 +210,9 @@ class Trainer:
         return save_batch(x, self.loaders.data.mean, self.loaders.data.std, self.folder / name)
 
     def train_step(self, epoch: int) -> TrainStep:
-        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        graphed = self.cfg.cuda_graph and self.why_no_graph is None
+        run = (self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        return make_step(*run, graphed, self.steps, self.teacher)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""

@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def formula(self) -> str:
-        return "2 N^2 D, as printed" if self.convention == "printed" else "2 N D^2, as the published totals"
+        return "2 N² D, as printed" if self.convention == "printed" else "2 N D², as the published totals"
 
 
 def compare(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> Comparison:
