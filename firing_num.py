@@ -85,11 +85,11 @@ def measure(cfg: Config, process: Process) -> int:
 
 def from_rates(cfg: Config) -> int:
     """Energy of published rates in every reading of the published formula."""
-    from utils.measure.measurement import chosen_cost
+    from utils.measure.measurement import chosen_hardware
     from utils.report.files import print_sections, write_rates_report
     from utils.report.rates import RatesReport
 
-    report = RatesReport(cfg.from_rates, chosen_cost(cfg))
+    report = RatesReport(cfg.from_rates, chosen_hardware(cfg).cost)
     print_sections(report.sections())
     folder = output_folder(cfg, Path(cfg.from_rates).stem)
     print(f"written: {write_rates_report(report, folder)}")

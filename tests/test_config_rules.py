@@ -136,7 +136,6 @@ def test_older_names_switch_amp_on_unless_amp_is_given_later(written):
         ("model_ema_decay", 0.9, {"model_ema": True}),
         ("model_ema_force_cpu", True, {"model_ema": True}),
         ("verify_samples", 3, {"verify": True}),
-        ("memory_pj", 3.0, {"energy_extras": ["memory"]}),
     ],
 )
 def test_a_setting_without_its_partner_warns(name, value, partner):

@@ -63,7 +63,6 @@ _PARTNERS = (
     _Beside(("warmup_lr",), "warmup_epochs above 0", lambda cfg: cfg.warmup_epochs > 0),
     _Beside(("model_ema_decay", "model_ema_force_cpu"), "model_ema: true", lambda cfg: cfg.model_ema),
     _Beside(("verify_samples",), "verify: true", lambda cfg: cfg.verify),
-    _Beside(("memory_pj",), "the row memory in energy_extras", lambda cfg: "memory" in (cfg.energy_extras or ())),
 )
 
 

@@ -267,13 +267,18 @@ class Config:
                                 "input; by the paper's supplement S1", choices=("exact", "formula", "paper"))
     first_conv: str = _measure("auto", "charge of the first convolution (auto: once for images, which are the same at "
                                "each step; in paper mode T x its own rate)", choices=("auto", "per_step", "once"))
-    energy_cost: str = _measure("fp32", "cost of one operation at 45 nm, MAC/AC in pJ: fp32 4.6/0.9, "
-                                "fp16 1.5/0.4, int8 0.23/0.03", choices=("fp32", "fp16", "int8"))
+    energy_model: str = _measure("all", "what is priced, for this network and its ANN twins: compute (operations), "
+                                 "flat (and bytes moved), lemaire (and addressing and memories by size)",
+                                 choices=("all", "compute", "flat", "lemaire"))
+    energy_cost: str = _measure("fp32", "preset of prices; at 45 nm, MAC/AC in pJ: fp32 4.6/0.9, fp16 1.5/0.4, "
+                                "int8 0.23/0.03, int32 3.2/0.1")
+    hardware: str = _measure("", "file of own presets for energy_cost, like data/hardware.yml")
     mac_pj: float | None = _measure(None, "pJ of a multiply-accumulate (null: by energy_cost)", above=0, high=1e6)
     ac_pj: float | None = _measure(None, "pJ of an addition (null: by energy_cost)", above=0, high=1e6)
     energy_extras: list[str] | None = _measure(None, "rows beside the synapses, never in the total",
                                                choices=("neurons", "residual", "batchnorm", "memory"))
-    memory_pj: float = _measure(24.96, "pJ per byte of the extra row memory", above=0, high=1e6)
+    memory_pj: float | None = _measure(None, "pJ per byte moved, of the model flat and the extra row memory (null: by "
+                                       "energy_cost)", above=0, high=1e6)
     ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
                                   "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
