@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 DEMO := output/train/demo
 
-.PHONY: help demo figures lint test format bench bench-gpu
+.PHONY: help demo figures lint test mutants format bench bench-gpu
 
 help:
 	@echo "make demo    train a small spike-driven transformer on handwritten digits, then measure firing rates and energy"
 	@echo "make test    check style and types, and run all tests"
+	@echo "make mutants plant small faults in a copy of the program, and see whether the tests find them (many minutes)"
 	@echo "make bench   measure speed and memory on the CPU, as ratios to the published computation (some minutes)"
 	@echo "make bench-gpu  the same on a CUDA device, also with ImageNet sizes"
 	@echo "make lint    check style and types only"
@@ -44,6 +45,9 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -62,7 +62,7 @@ def measure(cfg: Config, process: Process) -> int:
     measurement = Measurement(cfg, process)
     say_what_changed(measurement.checkpoint, cfg.resume)
     # What may fail comes first: a wrong file name should not cost an evaluation.
-    maps = attention_picture(measurement, cfg.attention_map, folder) if cfg.attention_map else []
+    maps = attention_picture(measurement, cfg.attention_map) if cfg.attention_map else []
     steps = cfg.sweep_T or []
     if reason := why_no_sweep(measurement, steps):
         measurement.notes.append(f"left out: sweep_T, since {reason}")
@@ -85,11 +85,11 @@ def measure(cfg: Config, process: Process) -> int:
 
 def from_rates(cfg: Config) -> int:
     """Energy of published rates in every reading of the published formula."""
-    from utils.measure.measurement import chosen_cost
+    from utils.measure.measurement import chosen_hardware
     from utils.report.files import print_sections, write_rates_report
     from utils.report.rates import RatesReport
 
-    report = RatesReport(cfg.from_rates, chosen_cost(cfg))
+    report = RatesReport(cfg.from_rates, chosen_hardware(cfg).cost)
     print_sections(report.sections())
     folder = output_folder(cfg, Path(cfg.from_rates).stem)
     print(f"written: {write_rates_report(report, folder)}")

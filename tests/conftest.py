@@ -13,3 +13,24 @@ def written(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """A folder with a tiny model, in which `measuring.run` measures."""
+    import measuring
+
+    path = tmp_path_factory.mktemp("measured")
+    measuring.prepare(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def full(measured):
+    """One run of firing_num.py with everything on: report.json, and its folder."""
+    import measuring
+
+    status, report = measuring.run(measured, "full", "--verify", "--attention-map", "2", "--sweep-T", "1", "4",
+                                   "--energy-extras", "neurons", "memory")  # fmt: skip
+    assert status == 0
+    return report, measured / "out" / "full"

@@ -13,7 +13,7 @@ from torch import nn
 from model import SpikeDrivenTransformer
 from utils.measure.firing import FiringRecorder, FiringRow, as_dict, write_csv
 from utils.measure.sdt.names import paper_name
-from utils.report.report import rate_cells
+from utils.report.cells import rate_cells
 from utils.report.tables import terminal
 from utils.run.distributed import Process
 
@@ -193,9 +193,9 @@ def test_csv_has_one_line_per_tensor_and_step_with_full_precision(tmp_path):
 
 def test_table_shows_both_names_and_every_step():
     header, rows = rate_cells(ROWS)
-    assert header == ["tensor (code)", "paper", "t=1", "t=2", "t=3", "mean", "non-zero"]
-    assert rows[0] == ["MS_SPS_lif", "SPS Conv1", "0.1000", "0.2000", "0.3000", "0.2000", "0.2000"]
-    assert rows[1] == ["head_lif", "head FC", "0.0000", "1.0000", "0.2500", "0.4167", "0.4167"]
+    assert header == ["tensor (code)", "paper", "t=1", "t=2", "t=3", "mean"]
+    assert rows[0] == ["MS_SPS_lif", "SPS Conv1", "0.1000", "0.2000", "0.3000", "0.2000"]
+    assert rows[1] == ["head_lif", "head FC", "0.0000", "1.0000", "0.2500", "0.4167"]
     lines = terminal(header, rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split() == ["MS_SPS_lif", "SPS", "Conv1", *rows[0][2:]]

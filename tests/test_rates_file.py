@@ -50,8 +50,8 @@ def test_at_entering_rates_attention_saves_far_less(table):
     (twin,) = (value for title, value in text.items() if title.startswith("ANN twin"))
     assert "41.77 mJ (published 41.77)" in twin
     assert "39.43 mJ" in twin
-    assert "35.0 x" in twin
-    assert "really enters q, k, v, and f as printed: self-attention 4.1 x" in twin
+    assert "35.0 times" in twin
+    assert "really enters q, k, v, and f as printed: self-attention 4.1 times" in twin
     (readings,) = (value for title, value in text.items() if title.startswith("Readings"))
     for figure in ("4.408", "4.457", "5.352", "published: 4.50 mJ"):
         assert figure in readings

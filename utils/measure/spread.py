@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 Z95 = 1.959964  # of the standard normal distribution
-INTERVAL = "95% interval of the mean, mean +- 1.96 sd / sqrt(n) (normal approximation)"
+INTERVAL = "95% interval of the mean, mean ± 1.96 sd / √n (normal approximation)"
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,17 @@ from utils.errors import UserError
 from utils.events.pictures import colour
 from utils.measure.attention_map import AttentionMaps, attention_maps
 from utils.measure.measurement import Measurement
+from utils.report.pictures import Picture, picture_of
 
 _MOST_SAMPLES = 64  # rows of the picture; more would be unreadable, and slow to draw
 _OVERLAY = 0.65
 _MAP_COLOURS = "inferno"
 
 
-def attention_picture(measurement: Measurement, asked: list[str], folder: Path) -> list[str]:
-    """Draw the maps of `asked`, a number of samples or image files; the files written into `folder`.
+def attention_picture(measurement: Measurement, asked: list[str]) -> list[Picture]:
+    """Draw the maps of `asked`, a number of samples or image files; in the main process alone.
 
-    Where the model does not compute the tensors that maps need, none is written, and the measurement gets a note.
+    Where the model does not compute the tensors that maps need, there is none, and the measurement gets a note.
 
     Raises:
         UserError: neither a number nor image files.
@@ -41,9 +42,9 @@ def attention_picture(measurement: Measurement, asked: list[str], folder: Path) 
             "left out: attention maps, since the model computes no spike tensors known as V_S and masked V_S"
         )
         return []
-    if measurement.process.is_main:
-        draw_attention_maps(to_pictures(x, measurement.data), maps, folder / "attention.png", labels)
-    return ["attention.png"]
+    if not measurement.process.is_main:
+        return []
+    return [draw_attention_maps(to_pictures(x, measurement.data), maps, labels)]
 
 
 def _samples(measurement: Measurement, asked: list[str]) -> tuple[Tensor, list[str]]:
@@ -89,7 +90,7 @@ def to_pictures(x: Tensor, data: DataSettings) -> Tensor:
     return picture.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 
 
-def draw_attention_maps(pictures: Tensor, maps: AttentionMaps, target: Path, titles: Sequence[str]) -> None:
+def draw_attention_maps(pictures: Tensor, maps: AttentionMaps, titles: Sequence[str]) -> Picture:
     """One row per sample: the input, then per block V_S and masked V_S over it, each scaled to its own maximum."""
     samples, blocks = len(pictures), len(maps.vs)
     columns = 1 + 2 * blocks
@@ -106,7 +107,7 @@ def draw_attention_maps(pictures: Tensor, maps: AttentionMaps, target: Path, tit
     for b in range(blocks):
         grid[0][1 + 2 * b].set_title(f"block {b + 1}\n$V_S$", fontsize=9)
         grid[0][2 + 2 * b].set_title(f"block {b + 1}\nmasked $V_S$", fontsize=9)
-    figure.savefig(target, dpi=110)
+    return picture_of(figure, "attention.png", dpi=110)
 
 
 def _show(axes: Axes, picture: Tensor, values: Tensor | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from utils.measure import firing
 from utils.measure.measurement import Measurement, checkpoint_facts
 from utils.report.figures import draw_energy, draw_firing_rates, draw_sweep
-from utils.report.page import write_html
+from utils.report.page import write_page
 from utils.report.rates import RatesReport
 from utils.report.report import Report, write_layers_csv
 from utils.run.console import logger
@@ -58,12 +58,19 @@ def write_report(report: Report, folder: Path) -> None:
     firing.write_csv(folder / "firing.csv", m.firing)
     write_layers_csv(folder / "layers.csv", m.energy)
     report.write_json(folder / "report.json")
-    write_html(folder / "report.html", report)
-    logger.info(f"\nwritten: {folder}/{{{', '.join(written + report.attention_maps)}}}")
+    for picture in report.attention_maps:
+        picture.write(folder)
+        written.append(picture.name)
+    sizes = f"{m.family.shape.description}, " if m.family else ""
+    subtitle = f"{sizes}T = {m.counts.time_steps}"
+    write_page(folder / "report.html", "report.html", title=report.title, subtitle=subtitle, report=report)
+    logger.info(f"\nwritten: {folder}/{{{', '.join(written)}}}")
 
 
 def write_rates_report(report: RatesReport, folder: Path) -> str:
-    """Write report.json and layers.csv of a file of rates; returns where."""
-    (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    """Write report.html, report.json and layers.csv of a file of rates; returns where."""
+    (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     write_layers_csv(folder / "layers.csv", report.chosen)
-    return f"{folder}/{{report.json, layers.csv}}"
+    title, subtitle = report.file.title, report.file.source
+    write_page(folder / "report.html", "rates.html", title=title, subtitle=subtitle, report=report)
+    return f"{folder}/{{report.html, report.json, layers.csv}}"

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.measure import firing
-from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport, EnergyRow
-from utils.measure.firing import FiringRow
+from utils.measure.energy import DISCLAIMER, EnergyReport, EnergyRow
 from utils.measure.measurement import Measured
 from utils.measure.sweep import SweepPoint
 from utils.measure.verify import Verification
-from utils.report import tables
+from utils.report import cells, tables
+from utils.report.models import models_text
+from utils.report.pictures import Picture
 
 SCHEMA = "sdt-report/1"
 _PART_KEYS = ("part", "count", "runs_as", "why_not_faster")
@@ -33,7 +34,7 @@ class Report:
     facts: dict[str, Any]  # checkpoint, config, versions, commit
     verification: Verification | None = None
     sweep: list[SweepPoint] = field(default_factory=list)
-    attention_maps: list[str] = field(default_factory=list)  # file names
+    attention_maps: list[Picture] = field(default_factory=list)
     # How each part of the model ran: kind of part, how many, what ran, why nothing faster.
     parts: Sequence[tuple[str, int, str, str]] = ()
 
@@ -49,16 +50,22 @@ class Report:
         m = self.measured
         found = [("Accuracy", self.accuracy_line())]
         if m.firing:
-            found.append(("Firing rates", tables.terminal(*rate_cells(m.firing))))
-        found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_table(m.energy)))
-        found.append(("Totals per sample", totals_text(m)))
+            found.append(("Firing rates", tables.terminal(*cells.rate_cells(m.firing))))
+        found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_text(m.energy)))
+        totals = tables.terminal(*cells.total_cells(m))
+        found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
+        if m.models:
+            found.append(("Energy by model", models_text(m.models)))
+        if spread := m.energy.per_sample:
+            lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
+            found.append(("Spread between samples", "\n".join(lines)))
         if self.verification is not None:
             title = f"Spike-driven? ({self.verification.samples} samples)"
             found.append((title, "\n".join(self.verification.lines())))
         if self.sweep:
-            found.append(("Sweep over time steps", tables.terminal(*sweep_cells(self.sweep), left=0)))
+            found.append(("Sweep over time steps", tables.terminal(*cells.sweep_cells(self.sweep), left=0)))
         if self.parts:
-            found.append(("How each part ran", tables.terminal(*part_cells(self.parts), left=4)))
+            found.append(("How each part ran", tables.terminal(*cells.part_cells(self.parts), left=4)))
         if m.notes:
             found.append(("Notes", "\n".join(m.notes)))
         return found
@@ -88,18 +95,19 @@ class Report:
                 spiking_pJ_per_block=twin.spiking_attention_pJ,
                 ratio=twin.attention_ratio,
             ),
+            "energy_models": [total.as_dict() for total in m.models],
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},
             "sweep": [asdict(point) for point in self.sweep],
-            "attention_maps": self.attention_maps,
+            "attention_maps": [picture.name for picture in self.attention_maps],
             "parts": [dict(zip(_PART_KEYS, part, strict=True)) for part in self.parts],
             "notes": m.notes,
             **self.facts,
         }
 
     def write_json(self, path: Path) -> None:
-        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def energy_dict(report: EnergyReport) -> dict[str, Any]:
@@ -140,95 +148,9 @@ def total_dict(m: Measured, report: EnergyReport) -> dict[str, Any]:
     }
 
 
-def rate_cells(rows: Sequence[FiringRow]) -> tables.Cells:
-    """Header and rows of the firing rates: per time step, their mean, and the mean rate of values that are not 0."""
-    steps = max(len(row.nonzero) for row in rows)
-    header = ["tensor (code)", "paper", *(f"t={t + 1}" for t in range(steps)), "mean", "non-zero"]
-    body = []
-    for row in rows:
-        rates = [*(f"{rate:.4f}" for rate in row.rate), *["-"] * (steps - len(row.rate))]
-        body.append([row.name, row.paper_name, *rates, *[f"{row.mean_rate:.4f}"] * 2])
-    return _without_empty(header, body)
-
-
-def layer_cells(report: EnergyReport) -> tables.Cells:
-    """Header and rows of the layers, in order of computation."""
-    header = ["layer", "paper", "kind", "MACs/step", "steps", "rate", "formula", "exact", "charged", "energy", "share"]
-    rows = []
-    for row in report.rows:
-        known = [row.name, row.paper_name, row.kind, tables.count(row.macs_per_step), str(row.steps)]
-        counted = [tables.count(n) for n in (row.formula_operations, row.exact_operations, row.operations)]
-        energy = [tables.energy(row.energy_pJ), f"{row.energy_pJ / (report.total_pJ or 1.0):.1%}"]
-        rows.append([*known, f"{row.mean_rate:.4f}", *counted, *energy])
-    return _without_empty(header, rows)
-
-
-def _without_empty(header: list[str], rows: list[list[str]]) -> tables.Cells:
-    """The table without columns in which no row has anything: a model without a paper has no names in one."""
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
-def energy_table(report: EnergyReport) -> str:
+def energy_text(report: EnergyReport) -> str:
     """The layers, then notes and extras."""
-    notes = [f"note: {note}" for note in report.notes]
-    notes += [
-        f"extra, not in the total: {row.name} {tables.energy(row.energy_pJ)} for {tables.count(row.operations)} x "
-        f"{row.kind} ({row.charged})"
-        for row in report.extras
-    ]
-    return "\n".join([tables.terminal(*layer_cells(report), left=3), *notes])
-
-
-def total_cells(m: Measured) -> tables.Cells:
-    """Header and rows of the totals in every accounting mode."""
-    header = ["mode", "first conv", "MAC", "AC", "energy"]
-    header += ["ANN twin / this", "its self-attention / this"] if m.family else []
-    rows = []
-    for report in (m.energy, *m.others):
-        cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
-        cells += [tables.count(report.operations("AC")), tables.energy(report.total_pJ)]
-        if twin := m.compare(report):
-            cells += [tables.ratio(twin.ratio, 2), tables.ratio(twin.attention_ratio)]
-        rows.append(cells)
-    return header, rows
-
-
-def totals_text(m: Measured) -> str:
-    """The totals in every accounting mode, the twin, and self-attention alone."""
-    lines = [tables.terminal(*total_cells(m))]
-    if m.energy.other_first_conv_mJ is not None:
-        other = tables.energy(m.energy.other_first_conv_mJ * PJ_PER_MJ)
-        lines.append(f"with --first-conv {m.energy.other_first_conv}: {other} (mode {m.energy.mode})")
-    if m.energy.extras:
-        with_extras = m.energy.total_pJ + m.energy.extras_mJ * PJ_PER_MJ
-        names = ", ".join(row.name for row in m.energy.extras)
-        lines.append(f"with the extras ({names}): {tables.energy(with_extras)} (mode {m.energy.mode})")
-    if twin := m.compare(m.energy):
-        lines += [
-            f"ANN twin: {tables.count(twin.macs)} MACs once = {tables.energy(twin.energy_pJ)}, its attention "
-            f"counted as {twin.formula}",
-            f"self-attention of the mean block (Q, K, V and f; no linear layer): {tables.energy(twin.attention_pJ)} in "
-            f"the ANN, {tables.energy(twin.spiking_attention_pJ)} here (mode {m.energy.mode})",
-        ]
-    lines.append(f"costs: {m.energy.cost}; {DISCLAIMER}")
-    return "\n".join(lines)
-
-
-def part_cells(parts: Sequence[tuple[str, int, str, str]]) -> tables.Cells:
-    """Header and rows of `Report.parts`."""
-    header = ["part", "count", "runs as", "why not faster"]
-    return _without_empty(header, [[part, str(count), runs, why] for part, count, runs, why in parts])
-
-
-def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
-    """Header and rows of the sweep."""
-    rows = []
-    for point in points:
-        energy, latency = tables.energy(point.energy_mJ * PJ_PER_MJ), f"{point.latency_ms:.2f} ms"
-        rate = tables.rate(point.mean_firing_rate, 4)
-        rows.append([str(point.time_steps), f"{point.top1_percent:.2f}", rate, energy, latency])
-    return ["T", "top-1 %", "mean firing rate", "energy", "latency per image"], rows
+    return "\n".join([tables.terminal(*cells.layer_cells(report), left=3), *cells.layer_lines(report)])
 
 
 def write_layers_csv(path: Path, report: EnergyReport) -> None:
@@ -237,7 +159,7 @@ def write_layers_csv(path: Path, report: EnergyReport) -> None:
     columns = ["layer", "paper_name", "type", "kind", "macs_per_step", "steps", "mean_rate"]
     columns += [f"rate_t{t + 1}" for t in range(steps)]
     columns += ["formula_operations", "exact_operations", "charged_operations", "energy_pJ", "mode", "charged"]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in (*report.rows, *report.extras):

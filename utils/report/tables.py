@@ -20,8 +20,8 @@ def count(value: float | None) -> str:
 
 
 def energy(pJ: float) -> str:
-    """An energy in the unit that suits it: 4.408 mJ, 12.3 uJ."""
-    for factor, unit in ((1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ")):
+    """An energy in the unit that suits it: 4.408 mJ, 12.3 µJ."""
+    for factor, unit in ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ")):
         if pJ >= factor:
             return f"{pJ / factor:.4g} {unit}"
     return f"{pJ:.4g} pJ"
@@ -29,7 +29,7 @@ def energy(pJ: float) -> str:
 
 def ratio(value: float | None, digits: int = 1) -> str:
     """How many times; a dash where there is nothing to divide by."""
-    return "-" if value is None else f"{value:.{digits}f} x"
+    return "-" if value is None else f"{value:.{digits}f} times"
 
 
 def rate(value: float | None, digits: int) -> str:

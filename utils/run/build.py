@@ -90,7 +90,8 @@ def prepare_for_training(
         UserError: the initial checkpoint cannot be loaded, or the model lacks something that is needed.
     """
     if cfg.initial_checkpoint:
-        load_weights(model, cfg.initial_checkpoint)
+        # Of a distilled run that goes on from one without a teacher, the second head starts fresh.
+        load_weights(model, cfg.initial_checkpoint, fresh=("head_kd.",) if cfg.kd != "none" else ())
     if cfg.initial_partial:
         load_partial(model, cfg.initial_partial)
     frozen: list[nn.Module] = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from utils.config.settings import Config
 from utils.errors import UserError
+from utils.files import UNFINISHED
 from utils.run.console import logger
 
 DEFAULT_OUTPUT = "output/train"
@@ -34,7 +36,7 @@ def run_folder(cfg: Config) -> Path:
     for key in ("initial_checkpoint", "initial_partial", "resume"):
         path = getattr(cfg, key)
         is_read = path not in ("", "auto") and not resumes_in_place(cfg, folder)
-        if is_read and folder.resolve() in Path(path).resolve().parents:
+        if is_read and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents:
             raise UserError(f"{key}: {path} lies in {folder}, where the new run begins; choose another --experiment")
     return folder
 
@@ -43,7 +45,11 @@ def resumes_in_place(cfg: Config, folder: Path) -> bool:
     """Whether the run continues in its folder, instead of starting in an empty one."""
     if cfg.resume == "auto":
         return True
-    return bool(cfg.resume) and not cfg.no_resume_opt and Path(cfg.resume).parent.resolve() == folder.resolve()
+    return (
+        bool(cfg.resume)
+        and not cfg.no_resume_opt
+        and os.path.realpath(Path(cfg.resume).parent) == os.path.realpath(folder)
+    )
 
 
 @contextlib.contextmanager
@@ -59,11 +65,15 @@ def lock_folder(folder: Path, keep: bool) -> Iterator[None]:
         UserError: another live run writes to it, or it cannot be written.
     """
     aside = None
-    if not keep and _holds_files(folder):
+    if folder.exists():
         with _lock(folder):
-            aside = _free_name(folder)
-            folder.rename(aside)
-        logger.info(f"{folder} holds an earlier run: it is now {aside}")
+            for unfinished in folder.glob(f".*{UNFINISHED}"):  # of a run that was killed, since none is alive
+                unfinished.unlink()
+            if not keep and _holds_files(folder):
+                aside = _free_name(folder)
+                folder.rename(aside)
+        if aside is not None:
+            logger.info(f"{folder} holds an earlier run: it is now {aside}")
     is_new = not folder.exists()
     with _lock(folder):
         try:

@@ -44,6 +44,7 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
+from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -84,12 +85,19 @@ class Trainer:
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
         innermost, self._why_layout = layout_of(cfg, model, process.device)
         self.cfg = cfg = dataclasses.replace(cfg, channels_last=innermost)
-        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        # Of the images that the loader gives: a teacher may want other statistics.
+        self.teacher = make_teacher(cfg, process, precision)
+        stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
+        self.loaders = build_loaders(
+            cfg, device=process.device, rank=process.rank, world_size=process.world_size, numbered=stored is not None
+        )
+        if stored is not None:
+            stored.check_length(self.loaders.samples)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
         optimizer = make_optimizer(cfg, model, process.world_size)
-        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer, self.steps)
         ema = None
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
@@ -108,7 +116,8 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
-        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
+        models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -209,7 +218,8 @@ class Trainer:
 
     def train_step(self, epoch: int) -> TrainStep:
         graphed = self.cfg.cuda_graph and self.why_no_graph is None
-        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process, graphed)
+        run = (self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        return make_step(*run, graphed, self.steps, self.teacher)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
