@@ -283,6 +283,8 @@ class Config:
     ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
                                   "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
+    compare: list[str] | None = _measure(None, "checkpoints of train.py, each with the settings it was trained with, "
+                                         "and report.json files, in one table and one picture")
     verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
     verify_samples: int = _measure(2, "samples of that check", low=1, high=1_000_000)
     attention_map: list[str] | None = _measure(None, "draw attention maps: a number of samples, or image files")

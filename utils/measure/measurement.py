@@ -87,6 +87,7 @@ class Measurement:
         self.cfg = cfg
         self.process = process
         self.model = build_model(cfg)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.precision = Precision(cfg, process.device)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
         self.model.to(process.device)
