@@ -15,13 +15,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from module.attention import MS_SSA_Conv
 from module.mlp import MS_MLP_Conv
 from module.sps import MS_SPS
+from module.v2.conv import ConvBlock, DownSampling, SeparableConv
+from module.v2.mlp import MLP
 
-# In these each `<name>_bn<i>` acts on what `<name>_conv<i>` gives and on nothing else. In a class derived from them,
-# or in one of the user's, this is not known, so BatchNorm stays there.
-_PARTS = (MS_SPS, MS_SSA_Conv, MS_MLP_Conv)
+# In these each `<name>bn<i>` acts on what `<name>conv<i>` gives and on nothing else. In a class derived from them, or
+# in one of the user's, this is not known, so BatchNorm stays there.
+_PARTS = (MS_SPS, MS_SSA_Conv, MS_MLP_Conv, DownSampling, ConvBlock, MLP)
+# Where the names do not say it: BatchNorm -> convolution.
+_PAIRS: dict[type[nn.Module], dict[str, str]] = {SeparableConv: {"bn1": "pwconv1", "bn2": "pwconv2"}}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
+def folded(conv: Any, norm: Any) -> Any:
     """A convolution that computes `norm(conv(x))` in evaluation; computed in float64 and rounded once.
 
     `norm` is a BatchNorm, or an identity where it was folded before.
@@ -33,19 +38,30 @@ def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     return exact.to(conv.weight.dtype)
 
 
+def is_exactly(part: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether `part` is of one of these classes, with a faster way attached to it or not, and not of a derived one."""
+    return getattr(type(part), "plain_class", type(part)) in kinds
+
+
+def check_evaluation(model: nn.Module) -> None:
+    """ValueError in training mode, where BatchNorm uses the batch's statistics."""
+    if model.training:
+        raise ValueError("BatchNorm can only be folded in evaluation mode; call model.eval() first")
+
+
 def fold_batchnorm(model: nn.Module) -> None:
     """Fold the BatchNorms of the published parts of `model` in place; each becomes an identity.
 
     Raises:
-        ValueError: the model is in training mode, where BatchNorm uses the batch's statistics.
+        ValueError: the model is in training mode.
     """
-    if model.training:
-        raise ValueError("BatchNorm can only be folded in evaluation mode; call model.eval() first")
+    check_evaluation(model)
     for part in model.modules():
-        if getattr(type(part), "plain_class", type(part)) not in _PARTS:
+        if not is_exactly(part, *_PARTS, *_PAIRS):
             continue
+        pairs = _PAIRS.get(getattr(type(part), "plain_class", type(part)), {})
         for name, norm in list(part.named_children()):
-            conv_name = name.replace("_bn", "_conv")
-            if type(norm) is nn.BatchNorm2d:
+            if type(norm) in _NORMS:
+                conv_name = pairs.get(name) or name.replace("bn", "conv")
                 setattr(part, conv_name, folded(getattr(part, conv_name), norm))
                 setattr(part, name, nn.Identity())

@@ -141,12 +141,12 @@ class Doubled(MLP):
 
 
 @register_model
-def sdt_v2_doubled(**settings) -> MetaSpikeFormer:
+def own_v2_doubled(**settings) -> MetaSpikeFormer:
     return sdt_v2(mlp_layer=Doubled, **settings)
 
 
 def test_parts_of_ones_own_are_called_as_documented():
-    cfg = config_from({"model": "sdt_v2_doubled", "embed_dims": [4, 8, 12, 16], "depths": [1, 1], "num_heads": 2,
+    cfg = config_from({"model": "own_v2_doubled", "embed_dims": [4, 8, 12, 16], "depths": [1, 1], "num_heads": 2,
                        "plugin": "own.py", "num_classes": 10})  # fmt: skip
     model = build_model(cfg)
     assert {type(block.mlp) for block in [*model.block3, *model.block4]} == {Doubled}

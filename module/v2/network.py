@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from module.folding import fold_batchnorm
 from module.network import SpikingNetwork, check_least
 from module.neuron import NeuronFactory, make_neuron, neurons_of
 from module.v2.attention import Attention
 from module.v2.block import TransformerBlock
 from module.v2.conv import ConvBlock, DownSampling
+from module.v2.merging import merge_convolutions
 from module.v2.mlp import MLP
 
 
@@ -112,6 +114,20 @@ class MetaSpikeFormer(SpikingNetwork):
             self.head_kd = _linear(self.num_features, num_classes).to(like)
         elif hasattr(self, "head_kd"):
             del self.head_kd
+
+    def fuse(self) -> MetaSpikeFormer:
+        """The merged form, in place: convolutions without a neuron between them become one, and every BatchNorm of the
+        published parts is folded; see `module.v2.merging`. Returns the model.
+
+        Only spikes then enter every convolution after the first one. The model can no longer be trained, and its state
+        dict has other keys than a checkpoint's, so load weights first.
+
+        Raises:
+            ValueError: in training mode; call `eval()` first.
+        """
+        merge_convolutions(self)
+        fold_batchnorm(self)
+        return self
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images or event frames -> membrane values averaged over space, `[T, B, D4]`."""

@@ -42,6 +42,7 @@ class Loaders:
     eval: DeviceLoader
     data: DataSettings
     split_hash: str | None  # of event data
+    samples: int  # of the training set
     _sampler: TrainSampler
     _batch_size: int
 
@@ -53,10 +54,13 @@ class Loaders:
         self._sampler.set_epoch(epoch, start_batch * self._batch_size)
 
 
-def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loaders:
+def build_loaders(
+    cfg: Config, *, device: torch.device, rank: int = 0, world_size: int = 1, numbered: bool = False
+) -> Loaders:
     """Open both splits and build their loaders; UserError for settings that do not fit the data.
 
-    `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch.
+    `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch. With `numbered`, a
+    training target is the pair of label and number of the sample in its set, int64 [B, 2].
     """
     with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
@@ -64,7 +68,7 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
     erasing = None
     if cfg.reprob > 0 and not cfg.no_aug:
         erasing = RandomErasing(cfg.reprob, mode=cfg.remode, max_count=cfg.recount, device="cpu")
-    samples = SeededSamples(train_set, seed=cfg.seed, erasing=erasing, spare_first_copy=cfg.resplit)
+    samples = SeededSamples(train_set, seed=cfg.seed, erasing=erasing, spare_first_copy=cfg.resplit, numbered=numbered)
     # The type stubs know samplers of bare indices only.
     batches = BatchSampler(sampler, cfg.batch_size, drop_last=True)  # type: ignore[arg-type]
     return Loaders(
@@ -72,6 +76,7 @@ def build_loaders(cfg: Config, *, device: torch.device, rank: int = 0, world_siz
         eval=_eval_loader(cfg, eval_set, device, rank, world_size),
         data=resolve_data(cfg),
         split_hash=getattr(train_set, "split_hash", None),
+        samples=len(train_set),
         _sampler=sampler,
         _batch_size=cfg.batch_size,
     )
@@ -132,7 +137,7 @@ def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: tor
     normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
         normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0
-    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, cfg.channels_last)
+    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, bool(cfg.channels_last))
 
 
 class SeededSamples(Dataset[Any]):
@@ -140,6 +145,7 @@ class SeededSamples(Dataset[Any]):
 
     The augmentations use all three.
     spare_first_copy: with `aug_splits`, no random erasing in the first copy, which is clean otherwise
+    numbered: each target becomes the pair (target, number of the sample)
     """
 
     def __init__(
@@ -149,8 +155,9 @@ class SeededSamples(Dataset[Any]):
         seed: int,
         erasing: RandomErasing | None = None,
         spare_first_copy: bool = False,
+        numbered: bool = False,
     ) -> None:
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self._numbered = dataset, seed, numbered
         self._erasing, self._spare_first_copy = erasing, spare_first_copy
 
     def __len__(self) -> int:
@@ -167,7 +174,7 @@ class SeededSamples(Dataset[Any]):
     def _sample(self, pick: Pick) -> tuple[Any, Any]:
         _seed_all(mix_seed(self.seed, pick.epoch, pick.position))
         images, target = self.dataset[pick.sample]
-        return self._erase(images), target
+        return self._erase(images), (target, pick.sample) if self._numbered else target
 
     def _erase(self, images: Any) -> Any:
         if self._erasing is None:

@@ -23,7 +23,7 @@ from utils.errors import listed
 from utils.measure.spike_values import SUM_CONVENTION, Values
 from utils.measure.spread import PerSample
 from utils.measure.synapse_counts import Counts, LayerCount
-from utils.measure.synapses import SynapseRecorder
+from utils.measure.synapses import SynapseRecorder, reset_neurons
 
 PJ_PER_MJ = 1e9
 DISCLAIMER = "compute only, not measured power"
@@ -126,6 +126,7 @@ def measure_energy(
     mode: str = "exact",
     first_conv: str = "per_step",
     cost: Cost = COSTS["fp32"],
+    reset: bool = True,
 ) -> EnergyReport:
     """The energy of `model` per sample, averaged over `batches`, counted while it evaluates them.
 
@@ -134,6 +135,8 @@ def measure_energy(
         batches: inputs, the samples along their first dimension or, time first, along their second.
         mode: `exact` charges the operations that are needed, `formula` MACs x firing rate of the input.
         first_conv: `per_step`, or `once` for a static image, which is the same at every step.
+        reset: reset SpikingJelly's neurons before each batch and at the end, so that no sample starts with the
+            membrane potential of another one. False: the model does that, or the batches are one long sequence.
 
     Raises:
         ValueError: an unknown mode or treatment, no batch, or batches with different numbers of time steps.
@@ -143,7 +146,11 @@ def measure_energy(
     try:
         with SynapseRecorder(model, exact=mode == "exact") as recorder, torch.no_grad():
             for batch in batches:
+                if reset:
+                    reset_neurons(model)
                 model(batch)
+        if reset:
+            reset_neurons(model)
     finally:
         model.train(training)
     return account(recorder.counts(), mode=mode, first_conv=first_conv, cost=cost)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from utils.measure.spike_values import ADDITIONS, OPERATIONS, Counted, Values, count_values
+from utils.measure.spike_values import ADDITIONS, NONZERO, OPERATIONS, ROWS, Counted, Values, count_values
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -89,6 +89,7 @@ class Call:
     outputs: int
     low: float = math.inf
     high: float = 0.0
+    in_order: bool = True  # whether `leading` begins with time and sample
 
 
 def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> Call:
@@ -98,15 +99,51 @@ def count_layer(module: nn.Module, x: Tensor, output: Tensor, exact: bool) -> Ca
     meets fewer than nine taps per channel. With `exact` off the operations are left at 0.
     """
     if isinstance(module, nn.Linear):
-        return count_rows(x, x.shape[:-1], module.out_features, output, exact)
+        return count_rows(x, x.shape[:-1], module.out_features, output.numel(), exact)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     return count_conv(x, module.weight, output, Geometry.of(module), exact)
 
 
-def count_rows(x: Tensor, leading: tuple[int, ...], fan_out: int, output: Tensor, exact: bool) -> Call:
+def count_rows(x: Tensor, leading: tuple[int, ...], fan_out: int, outputs: int, exact: bool) -> Call:
     """The counts of a product of `x` `[*leading, ...]` where each value meets `fan_out` weights."""
     rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
-    return _call(count_values(rows), leading, fan_out, x.numel() * fan_out, x, output, exact)
+    return _call(count_values(rows), leading, fan_out, x.numel() * fan_out, x, outputs, exact)
+
+
+def count_selected(first: Tensor, second: Tensor, exact: bool, sums: tuple[bool, bool] = (False, False)) -> Call:
+    """The counts of `first` `[b, M, K]` times `second` `[b, K, N]`, both computed from the input.
+
+    Spikes of one of the two choose what is added of the other, so that one is taken for the input. Where both are
+    spikes of 0 and 1, an operation is a pair of spikes that meet.
+
+    Args:
+        sums: which of the two are sums of spikes: all of their values are added, 0 or not.
+    """
+    outputs = first.shape[0] * first.shape[1] * second.shape[2]
+    ranks = [_rank(one, is_sum) for one, is_sum in zip((first, second), sums, strict=True)]
+    if ranks[1] < ranks[0]:
+        first, second = second.transpose(1, 2), first.transpose(1, 2)
+    call = count_rows(first, first.shape[:2], second.shape[2], outputs, exact)
+    if exact and not any(sums) and call.counts is not None:
+        pairs = torch.bmm(first.ne(0).double(), second.ne(0).sum(dim=2, keepdim=True).double()).squeeze(2)  # [b, M]
+        binary = torch.stack([((one == 0) | (one == 1)).flatten(1).all(dim=1) for one in (first, second)]).all(dim=0)
+        for row in (OPERATIONS, ADDITIONS):
+            call.counts[row] = torch.where(binary.unsqueeze(1), pairs.long(), call.counts[row])
+    return call
+
+
+def _rank(values: Tensor, is_sum: bool) -> int:
+    """0 for spikes of 0 and 1, 1 for other whole numbers, 2 for sums, 3 for real values."""
+    if not bool((values == values.round()).all()):
+        return 3
+    return 2 if is_sum else int(not bool(((values == 0) | (values == 1)).all()))
+
+
+def count_dense(x: Tensor, output: Tensor, macs: int) -> Call:
+    """The counts of an operator that hides what it multiplies: all of its products, of real values."""
+    counts = torch.zeros(ROWS, 1, dtype=torch.int64, device=x.device)
+    counts[NONZERO], counts[OPERATIONS] = x.numel(), macs
+    return Call(counts, macs, x.numel(), output.numel(), 0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -126,16 +163,30 @@ class Geometry:
     def of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Geometry:
         return Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
 
-    def ones(self) -> nn.Module:
-        """A convolution of one channel whose weights are all 1."""
-        kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-        kind: type[nn.Module] = (kinds if self.transposed else COUNTED)[len(self.kernel_size) - 1]
-        more = dict(output_padding=self.output_padding) if self.transposed else dict(padding_mode=self.mode)
-        arguments = dict(stride=self.stride, padding=self.padding, dilation=self.dilation, bias=False) | more
-        # draws no random numbers
-        conv = nn.utils.skip_init(kind, 1, 1, self.kernel_size, **arguments, dtype=torch.float64)
-        nn.init.ones_(conv.weight)
-        return conv
+    def taps(self, axis: int, size: int) -> Tensor:
+        """For each place along an axis of `size`, how many pairs of an output and a weight there are that use it."""
+        kernel, stride, dilation = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
+        reach = dilation * (kernel - 1)
+        if isinstance(self.padding, str):
+            before, after = (reach // 2, reach - reach // 2) if self.padding == "same" else (0, 0)
+        else:
+            before = after = self.padding[axis]
+        weights = torch.arange(kernel) * dilation
+        if self.transposed:
+            outputs = (size - 1) * stride - 2 * before + reach + self.output_padding[axis] + 1
+            reached = torch.arange(size).unsqueeze(1) * stride - before + weights  # [size, kernel]
+            return ((reached >= 0) & (reached < outputs)).sum(dim=1).double()
+        outputs = (size + before + after - reach - 1) // stride + 1
+        used = (torch.arange(outputs).unsqueeze(1) * stride - before + weights).flatten()
+        if self.mode == "circular":
+            used = used % size
+        elif self.mode == "replicate":
+            used = used.clamp(0, size - 1)
+        elif self.mode == "reflect":
+            used = size - 1 - (size - 1 - used.abs()).abs()
+        else:
+            used = used[(used >= 0) & (used < size)]
+        return torch.bincount(used, minlength=size).double()
 
 
 def count_conv(x: Tensor, weight: Tensor, output: Tensor, geometry: Geometry, exact: bool) -> Call:
@@ -148,16 +199,16 @@ def count_conv(x: Tensor, weight: Tensor, output: Tensor, geometry: Geometry, ex
     leading, places = x.shape[: -1 - dims], tuple(x.shape[-dims:])
     rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
     return _call(
-        count_values(rows, _taps(places, geometry) if exact else None), leading, fan_out, macs, x, output, exact
+        count_values(rows, _taps(places, geometry) if exact else None), leading, fan_out, macs, x, output.numel(), exact
     )
 
 
 def _call(
-    found: Counted, leading: tuple[int, ...], fan_out: int, macs: int, x: Tensor, output: Tensor, exact: bool
+    found: Counted, leading: tuple[int, ...], fan_out: int, macs: int, x: Tensor, outputs: int, exact: bool
 ) -> Call:
     found.counts[[OPERATIONS, ADDITIONS]] *= fan_out if exact else 0
     counts = found.counts.unflatten(1, leading or (1,))
-    return Call(counts, macs, x.numel(), output.numel(), found.low, found.high)
+    return Call(counts, macs, x.numel(), outputs, found.low, found.high)
 
 
 def count_elements(output: Tensor) -> Call:
@@ -170,7 +221,7 @@ def count_elements(output: Tensor) -> Call:
 @functools.cache
 def _taps(size: tuple[int, ...], geometry: Geometry) -> Tensor:
     """For each place of an input of `size`, how many products per channel it takes part in; flat, float64, CPU."""
-    # How often an input is read is the gradient of the sum of the outputs where all weights are 1.
-    with torch.enable_grad():
-        x = torch.zeros(1, 1, *size, dtype=torch.float64, requires_grad=True)
-        return torch.autograd.grad(geometry.ones()(x).sum(), x)[0].flatten()
+    taps = torch.ones(1, dtype=torch.float64)
+    for axis, n in enumerate(size):
+        taps = torch.outer(taps, geometry.taps(axis, n)).flatten()
+    return taps

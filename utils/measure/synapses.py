@@ -1,8 +1,9 @@
-"""Counts what enters every convolution and linear layer, from outside the model, in integers.
+"""Counts what enters every convolution, linear layer and other product, from outside the model, in integers.
 
-A recorder attaches forward hooks to any `nn.Module` and keeps a few integers per layer and time step; nothing of a
-batch stays alive after it. It works for multi-step networks (tensors `[T, B, ...]` or `[T*B, ...]`) and for
-single-step ones (layers called once per time step), with SpikingJelly's neurons or others with a `v_threshold`.
+A recorder attaches forward hooks to any `nn.Module` and sees each operator that it runs. It keeps a few integers per
+layer, time step and sample; nothing of a batch stays alive after it. It works for multi-step networks (tensors
+`[T, B, ...]` or `[T*B, ...]`) and for single-step ones (layers called once per time step), with SpikingJelly's neurons
+or others with a `v_threshold`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.measure.ledger import Ledger
 from utils.measure.spike_values import ADDITIONS, MAGNITUDE, NONZERO, OPERATIONS
 from utils.measure.synapse_counts import (
     COUNTED,
@@ -48,12 +50,20 @@ def neurons_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def reset_neurons(model: nn.Module) -> None:
+    """Let SpikingJelly's neurons, and its other modules with a state, forget the samples before."""
+    base = sys.modules.get("spikingjelly.activation_based.base")
+    for module in model.modules():
+        if isinstance(module, getattr(base, "MemoryModule", ())):
+            module.reset()  # type: ignore[operator]
+
+
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name or type(module).__name__: module for name, module in model.named_modules()}
 
 
 class SynapseRecorder(Recorder):
-    """Counts the values that enter the Conv and Linear layers of `model` while it is entered.
+    """Counts the values that enter the Conv and Linear layers and other products of `model` while it is entered.
 
     A batch is one call of `model`. Where a script loops over time itself, it marks the batch:
     `with recorder.batch(): [model(x[t]) for t in range(T)]`.
@@ -84,14 +94,12 @@ class SynapseRecorder(Recorder):
         self._norms = {name: m for name, m in named.items() if isinstance(m, _NORMS)}
         self._sums = dict(sums or {})
         self._timed = {name: m for name, m in (timed or {}).items() if m not in self._neurons.values()}
-        self._uncounted = [
-            f"{name} ({type(m).__name__})"
-            for name, m in named.items()
-            if not isinstance(m, COUNTED) and any(p.dim() > 1 for p in m.parameters(recurse=False))
-        ]
+        self._ledger = Ledger(model, named, exact, self._note_product, self._note_unpriced)
         # Over all batches.
         self._steps = self._samples = 0
         self._totals: dict[str, Total] = {}
+        self._products: dict[str, tuple[str, int]] = {}  # type and weights of products that no layer shows
+        self._unpriced: dict[str, None] = {}  # operators, in the order in which they were seen
         # Of the batch that is running.
         self._marked = False
         self._start()
@@ -99,15 +107,20 @@ class SynapseRecorder(Recorder):
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
         with (
-            hooked(self._layers, self._layer_hook),
+            contextlib.ExitStack() as around,
             hooked(self._sums, self._sum_hook),
             hooked(self._neurons | self._timed, self._time_hook),
             hooked(self._neurons | self._norms, self._size_hook),
-            contextlib.ExitStack() as around,
+            _in_single_operators(),
+            self._ledger,
         ):
             around.callback(self._start)
-            around.callback(self._model.register_forward_pre_hook(self._before).remove)
-            # Last: where the model itself is counted, its own hook comes before the end of the batch.
+            # First: where the model itself is counted, the batch begins before its own hook.
+            around.callback(self._model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            for name, module in (self._layers | self._neurons).items():
+                around.callback(module.register_forward_pre_hook(self._enter).remove)
+                around.callback(module.register_forward_hook(self._leave(name), with_kwargs=True).remove)
+            # Last: and it ends after it.
             around.callback(self._model.register_forward_hook(self._after).remove)
             yield
 
@@ -130,23 +143,44 @@ class SynapseRecorder(Recorder):
         self._single: Counter[str] = Counter()  # calls of each single-step neuron
         self._batch_size = 0
         self._calls: dict[str, list[Call]] = {}
+        self._ledger.start()
 
-    def _before(self, module: nn.Module, args: Any) -> None:
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._marked:
             self._start()
-        self._batch_size = self._batch_size or next((len(a) for a in args if isinstance(a, Tensor)), 0)
+        given = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim())
+        self._batch_size = self._batch_size or next(map(len, given), 0)
+        self._ledger.running = True
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._ledger.running = False
         if not self._marked:
             self._finish()
             self._start()
 
-    def _layer_hook(self, name: str) -> ForwardHook:
-        def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            call = count_layer(module, args[0].detach(), output, self._exact)
-            self._calls.setdefault(name, []).append(call)
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if isinstance(module, COUNTED):
+            self._ledger.inside += 1
+        else:
+            self._ledger.in_neuron += 1
 
-        return count
+    def _leave(self, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(module, COUNTED):
+                x = args[0] if args else kwargs["input"]
+                self._calls.setdefault(name, []).append(count_layer(module, x.detach(), output, self._exact))
+                self._ledger.inside -= 1
+            else:
+                self._ledger.in_neuron -= 1
+
+        return leave
+
+    def _note_product(self, name: str, kind: str, call: Call, weights: int) -> None:
+        self._products[name] = kind, weights
+        self._calls.setdefault(name, []).append(call)
+
+    def _note_unpriced(self, operator: str) -> None:
+        self._unpriced[operator] = None
 
     def _sum_hook(self, name: str) -> ForwardHook:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -207,6 +241,8 @@ class SynapseRecorder(Recorder):
             raise ValueError("nothing was counted: the model was not called while the recorder was entered")
         T = steps // with_data  # the same in every process that had samples
         totals = sum_totals(self._totals, process)
+        seen = process.gather_objects((self._products, list(self._unpriced)))
+        self._products = {name: kind for products, _ in seen for name, kind in products.items()}
         called = [name for name, total in totals.items() if total.steps]
         first = next((name for name in called if name not in self._sums), "")
         rows = {name: self._layer(name, totals[name], samples, name == first) for name in called}
@@ -220,28 +256,31 @@ class SynapseRecorder(Recorder):
             samples=samples,
             order=called,
             never_called=[name for name in self._layers if name not in rows],
-            unpriced=self._uncounted,
+            unpriced=list(dict.fromkeys(operator for _, found in seen for operator in found)),
             by_sample=_by_sample([rows[name] for name in called], [totals[name] for name in called], samples),
         )
 
     def _layer(self, name: str, total: Total, samples: int, takes_data: bool) -> LayerCount:
         module = self._layers.get(name)
+        kind, weights = self._products.get(name, ("sum", 0))
+        if module is not None:
+            kind, weights = type(module).__name__, sum(p.numel() for p in module.parameters(recurse=False))
         values, counts = total.values, total.counts.tolist()
         if takes_data and values.kind != "binary":
             values = replace(values, kind="real")  # pixels and counts of events are data, not spikes
         macs, inputs, outputs = (total.per_sample(size, samples * total.steps) for size in range(3))
         # A sum adds a number whatever its value; a weight is added as often as a whole number of spikes says.
-        repeated = values.kind == "integer" and module is not None
+        repeated = values.kind == "integer" and name not in self._sums
         return LayerCount(
             name=name,
-            type=type(module).__name__ if module else "sum",
+            type=kind,
             samples=samples,
             macs_per_step=macs,
             inputs_per_step=inputs,
             outputs_per_step=outputs,
-            weights=sum(p.numel() for p in module.parameters(recurse=False)) if module else 0,
+            weights=weights,
             nonzero=counts[NONZERO],
-            synops=counts[ADDITIONS if repeated else OPERATIONS] if self._exact or not module else None,
+            synops=counts[ADDITIONS if repeated else OPERATIONS] if self._exact or name in self._sums else None,
             values=values,
             repeated=counts[MAGNITUDE] if repeated else None,
         )
@@ -255,3 +294,14 @@ def _by_sample(rows: list[LayerCount], totals: list[Total], samples: int) -> Ten
             return None
         found.append(total.samples[0][OF_SAMPLES.index(OPERATIONS if row.repeated is None else ADDITIONS)])
     return torch.stack(found) if found else None
+
+
+@contextlib.contextmanager
+def _in_single_operators() -> Iterator[None]:
+    """Let `nn.MultiheadAttention` and the layers around it run operator by operator, not as one that hides them all."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -27,12 +27,13 @@ def by_step_and_sample(calls: Sequence[Call], T: int, B: int, stepwise: bool) ->
     sample for the next one: [T, B, ...], [T*B, ...] or [T*B*N].
     """
     counts = [call.counts for call in calls if call.counts is not None]
+    ordered = all(call.in_order for call in calls)
     if stepwise and len(counts) % T == 0:  # a call is one step, or a part of one for a layer that is used several times
-        samples = B if all(part.shape[1] % B == 0 for part in counts) else 1
+        samples = B if ordered and all(part.shape[1] % B == 0 for part in counts) else 1
         rows = torch.stack([part.reshape(ROWS, samples, -1).sum(dim=2) for part in counts], dim=1)
         return rows.reshape(ROWS, T, -1, samples).sum(dim=2)
-    timed = all(part.shape[1:3] == (T, B) or part.shape[1] % (T * B) == 0 for part in counts)
-    known = timed or all(part.shape[1] % B == 0 for part in counts)
+    timed = ordered and all(part.shape[1:3] == (T, B) or part.shape[1] % (T * B) == 0 for part in counts)
+    known = timed or (ordered and all(part.shape[1] % B == 0 for part in counts))
     shape = (ROWS, T if timed else 1, B if known else 1, -1)
     return torch.stack([part.reshape(shape).sum(dim=3) for part in counts]).sum(dim=0)
 

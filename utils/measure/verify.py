@@ -87,7 +87,9 @@ def verify_spike_driven(model: nn.Module, batch: Tensor) -> Verification:
         later = counts.layers[1:]
         not_binary = [layer.name for layer in later if not layer.is_binary]
         modules = dict(model.named_modules())
-        unsupported = [layer.name for layer in later if not _supported(modules[layer.name])]
+        unsupported = [
+            layer.name for layer in later if layer.name not in modules or not _supported(modules[layer.name])
+        ]
         if not_binary or unsupported:
             return Verification(counts.samples, not_binary, unsupported, None)
         done = {layer.name: 0 for layer in later}

@@ -56,6 +56,7 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
         T=cfg.time_steps,
         dvs_mode=cfg.event_mode and not cfg.is_v2,
         TET=cfg.TET,
+        kd=cfg.kd != "none",
         spike_mode=cfg.spike_mode,
         surrogate=cfg.surrogate,
         surrogate_alpha=cfg.surrogate_alpha,

@@ -26,7 +26,9 @@ from utils.run.reproduce import seed_step
 from utils.train.cuda_graph import StepGraph
 from utils.train.finite import first_nonfinite_module, read_later, unwrapped
 from utils.train.losses import make_train_loss
+from utils.train.optim import set_rate_of_step
 from utils.train.run_state import RunState
+from utils.train.teacher import StoredLogits, Teacher
 
 
 class EpochSums:
@@ -69,6 +71,8 @@ class TrainStep:
         accumulate: batches per update; their gradients are averaged.
         frozen: modules that stay in evaluation mode.
         seed: called with the step's number before anything random happens in it.
+        set_rate: called with the number of the first step of each group of batches, to set its learning rate.
+        teacher: whom the model learns from; `loss_fn` is then a `DistillationLoss`.
         after_update: called after each update, for the moving average of the weights.
         graphed: whether steps run as one CUDA graph each (utils/train/cuda_graph.py says where they can).
     """
@@ -81,6 +85,8 @@ class TrainStep:
     accumulate: int = 1
     frozen: Sequence[nn.Module] = ()
     seed: Callable[[int], None] | None = None
+    set_rate: Callable[[int], None] | None = None
+    teacher: Teacher | None = None
     after_update: Callable[[], None] | None = None
     graphed: bool = False
     graph: StepGraph | None = field(default=None, init=False)
@@ -104,6 +110,8 @@ class TrainStep:
         if self.mixup is not None:
             x, y = self.mixup(x, y)
         first = step - step % self.accumulate
+        if step == first and self.set_rate is not None:
+            self.set_rate(step)
         group = min(self.accumulate, last_step + 1 - first)  # the last group of an epoch may be smaller
         updates = step + 1 == first + group
         loss, finite = self.graph(x, y) if self.graph is not None else self.compute(x, y, group, updates)
@@ -129,7 +137,7 @@ class TrainStep:
         with _without_exchange(self.model) if not updates else contextlib.nullcontext():
             with self.precision.autocast():
                 logits, _ = self.model(x)
-                loss = self._loss(logits, y)
+                loss = self._loss(logits, y) if self.teacher is None else self._taught(logits, y, self.teacher(x, y))
             self.precision.backward(loss / group if group > 1 else loss)
         loss = loss.detach()
         finite = sound = torch.isfinite(loss)
@@ -152,6 +160,15 @@ class TrainStep:
         heads = logits if isinstance(logits, tuple) else (logits,)
         losses = [self.loss_fn(head.float() if self.precision.enabled else head, y) for head in heads]
         return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+    def _taught(self, logits: Tensor | tuple[Tensor, ...], y: Tensor, teacher: Tensor) -> Tensor:
+        """The loss with a teacher's logits `[B, K]`."""
+        if self.precision.enabled:
+            teacher = teacher.float()
+            logits = tuple(head.float() for head in logits) if isinstance(logits, tuple) else logits.float()
+        labels = y[:, 0] if isinstance(self.teacher, StoredLogits) else y
+        loss: Tensor = self.loss_fn(logits, labels, teacher)
+        return loss
 
     def finish(self) -> None:
         """Read the flags of the last step, for which there is no later one.
@@ -203,8 +220,10 @@ def make_step(
     frozen: Sequence[nn.Module],
     process: Process,
     graphed: bool = False,
+    steps: int = 1,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
-    """How the batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
+    """How the `steps` batches of `epoch` are trained on; `model` is that of `state`, perhaps in wrappers."""
     mixup = build_mixup(cfg, epoch)
     ema = state.ema
     return TrainStep(
@@ -216,6 +235,8 @@ def make_step(
         accumulate=cfg.grad_accum_steps,
         frozen=frozen,
         seed=functools.partial(seed_step, cfg.seed, epoch, rank=process.rank),
+        set_rate=functools.partial(set_rate_of_step, state.schedule, epoch, steps),
+        teacher=teacher,
         after_update=None if ema is None else functools.partial(ema.update, state.model),
         graphed=graphed,
     )

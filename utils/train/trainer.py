@@ -24,6 +24,7 @@ from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     for_evaluation,
+    layout_of,
     parameter_count,
     parts_in_words,
     prepare_for_training,
@@ -43,6 +44,7 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
+from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -81,12 +83,21 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
-        self.loaders = build_loaders(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        innermost, self._why_layout = layout_of(cfg, model, process.device)
+        self.cfg = cfg = dataclasses.replace(cfg, channels_last=innermost)
+        # Of the images that the loader gives: a teacher may want other statistics.
+        self.teacher = make_teacher(cfg, process, precision)
+        stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
+        self.loaders = build_loaders(
+            cfg, device=process.device, rank=process.rank, world_size=process.world_size, numbered=stored is not None
+        )
+        if stored is not None:
+            stored.check_length(self.loaders.samples)
         # So that the files of the run say which samples it was trained on.
         self.cfg = cfg = dataclasses.replace(cfg, split_hash=self.loaders.split_hash)
         self.steps = len(self.loaders.train)
         optimizer = make_optimizer(cfg, model, process.world_size)
-        schedule, self.num_epochs = make_schedule(cfg, optimizer)
+        schedule, self.num_epochs = make_schedule(cfg, optimizer, self.steps)
         ema = None
         if cfg.model_ema:
             device = torch.device("cpu") if cfg.model_ema_force_cpu else None
@@ -105,7 +116,8 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
-        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
+        models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -135,6 +147,9 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if process.device.type == "cuda":
+            order = "innermost" if cfg.channels_last else "before height and width"
+            logger.info(f"channels_last: channels {order} in memory: {self._why_layout}")
         if cfg.cuda_graph and self.why_no_graph is None:
             logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
         elif cfg.cuda_graph:
@@ -203,7 +218,8 @@ class Trainer:
 
     def train_step(self, epoch: int) -> TrainStep:
         graphed = self.cfg.cuda_graph and self.why_no_graph is None
-        return make_step(self.cfg, epoch, self.parallel, self.state, self.frozen, self.process, graphed)
+        run = (self.cfg, epoch, self.parallel, self.state, self.frozen, self.process)
+        return make_step(*run, graphed, self.steps, self.teacher)
 
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
