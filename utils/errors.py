@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +21,7 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     errno.ENAMETOOLONG,
 )
+_ASCII = {"µ": "u", "²": "^2", "×": "x", "±": "+-", "√": "sqrt ", "–": "-"}
 
 
 class UserError(ValueError):
@@ -85,6 +88,8 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     Of several processes, one speaks.
     """
     script = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="as_ascii")
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -107,6 +112,16 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
             print(f"{script}: interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _as_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What is written instead of a character that the terminal does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("as_ascii", _as_ascii)
 
 
 def _speaks() -> bool:
