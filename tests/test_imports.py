@@ -31,6 +31,7 @@ UTILS = (
     "files",
     "schema",
     "torch_file",
+    "npz",
     "config",
     "events",
     "data",
@@ -40,7 +41,7 @@ UTILS = (
     "report",
 )
 APART = {"train", "report"}
-COMMANDS = {"doctor", "prepare"}  # `python -m utils.NAME`: may import what a script may
+COMMANDS = {"doctor", "export", "prepare"}  # `python -m utils.NAME`: may import what a script may
 # The one file that attaches faster ways to a model, and the one file of utils that calls it.
 ACCELERATE, BUILD = "module/accelerate.py", "utils/run/build.py"
 FAMILY = "utils/measure/family.py"

@@ -55,7 +55,8 @@ class Config:
     """
 
     # fmt: off
-    config: str = _run("", "YAML file with settings; the command line overrides it", aliases=("-c",), compare=False)
+    config: str = _run("", "YAML file with settings; the command line overrides it (firing_num.py without "
+                       "it: the settings inside the checkpoint)", aliases=("-c",), compare=False)
     output: str = _run("", "folder for runs (empty: output/train, or output/firing for firing_num.py)")
     experiment: str = _run("", "name of this run's folder (empty: date, model and sizes; for firing_num.py the name of "
                            "the folder that holds the checkpoint)", pattern=_FOLDER_NAME)
@@ -249,7 +250,8 @@ class Config:
                           "auto: sparse or dense per layer, whichever is faster)",
                           choices=("auto", "dense", "sparse"), synonyms={"event": "sparse"})
     bf16_input_grad: bool = _device(False, "engine: gradients of spikes in bfloat16, all else in float32", only=TRAIN)
-    channels_last: bool = _device(False, "memory format with the channels innermost")
+    channels_last: bool | None = _device(None, "memory format with the channels innermost (null: on CUDA with amp or "
+                                         "with this project's Triton kernels)")
 
     local_rank: int = _distributed(0, "of torch.distributed.launch; the variable LOCAL_RANK wins", low=0, high=10_000)
 
@@ -282,6 +284,8 @@ class Config:
     ann_attention: str = _measure("printed", "products of the ANN twin's attention: 2 N² D as printed in the "
                                   "paper, or 2 N D² as its totals need", choices=("printed", "paper"))
     from_rates: str = _measure("", "energy from the firing rates in this JSON file, without checkpoint and data")
+    compare: list[str] | None = _measure(None, "checkpoints of train.py, each with the settings it was trained with, "
+                                         "and report.json files, in one table and one picture")
     verify: bool = _measure(False, "check that the model runs with additions of selected weights alone")
     verify_samples: int = _measure(2, "samples of that check", low=1, high=1_000_000)
     attention_map: list[str] | None = _measure(None, "draw attention maps: a number of samples, or image files")
@@ -305,6 +309,7 @@ class Config:
 
     explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # given, not defaulted
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)  # for the script to log
+    inside: str = field(default="", compare=False, repr=False)  # the checkpoint whose own settings these are
 
     @property
     def is_v2(self) -> bool:
