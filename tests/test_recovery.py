@@ -308,7 +308,7 @@ AFTER_THE_STEPS = ("--sched", "plateau", "--recovery-interval", "0")
 
 
 def test_what_fails_after_the_last_step_of_an_epoch_costs_no_step(tmp_path):
-    for at in ("whole", "evaluation", "row", "rate"):
+    for at in ("whole", "evaluation", "rate"):
         folder = tmp_path / at
         folder.mkdir()
         (folder / "tiny.yml").write_text(TINY)
