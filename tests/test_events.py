@@ -98,6 +98,13 @@ def test_evaluation_takes_any_number_of_frames_from_the_same_events(root) -> Non
         build_eval_loader(config(root, time_steps=65), device=CPU)
 
 
+def test_the_evaluation_is_not_augmented(root) -> None:
+    every = dict(event_hflip=1.0, event_roll=5, event_rotate=10.0, event_shear=0.1, dvs_aug=True, dvs_trival_aug=True)
+    plain, augmented = loaders(root), loaders(root, **every, event_drop=True)
+    assert not torch.equal(first_batch(augmented), first_batch(plain))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(plain.eval, augmented.eval, strict=True))
+
+
 def test_splits_by_name_and_their_hash(root, caplog) -> None:
     with caplog.at_level(logging.INFO, logger="sdt"):
         published = loaders(root)

@@ -71,7 +71,7 @@ model: sdt_v2
 dataset: digits
 num_classes: 10
 in_channels: 1
-img_size: 16
+img_size: 8
 val_batch_size: 180
 workers: 0
 device: cpu
@@ -133,8 +133,8 @@ def test_the_form_as_trained_charges_products_where_real_values_enter(released, 
     assert "(as trained, T = 1, mode exact, first conv once" in capsys.readouterr().out
     assert "measured at T = 1, the checkpoint was trained at T = 2" in "\n".join(report["notes"])
     (extra,) = report["energy"]["extras"]
-    # Pixels of the four convolutional blocks at 16 x 16 are 64, 16, 4 and 4, and there is one token.
-    assert extra["operations"] == 2 * (4 * 64 + 8 * 16 + 2 * 8 * 4 + 16 + 24)
+    # Pixels of the four convolutional blocks at 8 x 8 are 16, 4, 1 and 1, and there is one token.
+    assert extra["operations"] == 2 * (4 * 16 + 8 * 4 + 2 * 8 * 1 + 16 + 24)
 
 
 def test_the_papers_mode_is_refused_with_the_reason(released):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from utils.measure.energy import Cost, EnergyReport
+from utils.measure.models.workload import Product
 from utils.measure.sdt.family import SdtFamily
 from utils.measure.sdt.names import map_tensors as map_tensors_of_v1
 from utils.measure.sdt.names import paper_name
@@ -65,6 +66,9 @@ class Family(Protocol):
 
     def paper_energy(self, rates: Rates, once: bool, cost: Cost) -> EnergyReport | None:
         """Energy per sample by the paper's formulas; `once`: the first conv is charged for one step."""
+
+    def twin_products(self, convention: str) -> list[Product]:
+        """What the network as an ANN computes beside the layers of this one."""
 
     def compare(self, report: EnergyReport, convention: str) -> Comparison:
         """The network as an ANN, beside one accounting of the spiking one."""

@@ -6,6 +6,7 @@ Legend: D channels of a token, N tokens.
 from __future__ import annotations
 
 from utils.measure.energy import COSTS, Cost, EnergyReport
+from utils.measure.models.workload import Product
 from utils.measure.sdt.names import QKV, TOKEN_SUM, layer
 from utils.measure.sdt.shape import SdtShape
 from utils.measure.twin import Comparison
@@ -25,6 +26,21 @@ def attention_macs(shape: SdtShape, convention: str = "printed") -> int:
         raise ValueError(f"convention={convention!r} is not one of {', '.join(ATTENTION_MACS)}")
     N, D = shape.tokens, shape.channels
     return 2 * N * D * (N if convention == "printed" else D) + 3 * N * N
+
+
+def attention_products(shape: SdtShape, convention: str = "printed") -> list[Product]:
+    """The products of all blocks' attention, with the activations they read and write.
+
+    Q, K and V are read once and the output is written once: the N x N map between the two products is never stored.
+    """
+    values = shape.tokens * shape.channels
+    rest = 3 * shape.tokens**2  # scale and softmax
+    f = attention_macs(shape, convention) - rest
+    found = []
+    for block in range(shape.depths):
+        found.append(Product(layer(block, "attn.f"), f, inputs=3 * values, operands=values, outputs=values))
+        found.append(Product(layer(block, "attn.softmax"), rest, elementwise=True))
+    return found
 
 
 def ann_macs(shape: SdtShape, convention: str = "printed") -> int:

@@ -8,7 +8,8 @@ from torch import nn
 
 from utils.errors import listed
 from utils.measure.energy import Cost, EnergyReport
-from utils.measure.sdt.ann_twin import compare
+from utils.measure.models.workload import Product
+from utils.measure.sdt.ann_twin import attention_products, compare
 from utils.measure.sdt.names import TOKEN_SUM, layer, paper_name, token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, Rates, paper_energy, rate_names, token_sum_rate
 from utils.measure.sdt.shape import SdtShape
@@ -60,6 +61,10 @@ class SdtFamily:
     def paper_energy(self, rates: Rates, once: bool, cost: Cost) -> EnergyReport:
         """Energy per sample by the paper's formulas; `once`: the first conv is charged for one step."""
         return paper_energy(self.shape, rates, replace(PAPER_READING, first="once") if once else PAPER_READING, cost)
+
+    def twin_products(self, convention: str) -> list[Product]:
+        """What the network as an ANN computes beside the layers of this one."""
+        return attention_products(self.shape, convention)
 
     def compare(self, report: EnergyReport, convention: str) -> Comparison:
         """The network as an ANN, beside one accounting of the spiking one."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.errors import listed
 from utils.measure.energy import Cost, EnergyReport
+from utils.measure.models.workload import Product
 from utils.measure.sdt_v2.shape import SdtV2Shape
 from utils.measure.synapse_counts import Counts
 from utils.measure.twin import Comparison
@@ -60,6 +61,10 @@ class SdtV2Family:
     def paper_energy(self, rates: Rates, once: bool, cost: Cost) -> EnergyReport | None:
         """None, see `why_no_paper`."""
         return None
+
+    def twin_products(self, convention: str) -> list[Product]:
+        """Nothing: the two products of its attention are among the layers that are counted, the same in the twin."""
+        return []
 
     def compare(self, report: EnergyReport, convention: str) -> Comparison:
         """The network as an ANN, beside one accounting of the spiking one. It has the layers of the same form, and the
