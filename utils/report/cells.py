@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport
+from utils.measure.family import Comparison
 from utils.measure.measurement import Measured
 from utils.measure.spread import INTERVAL, PerSample, Spread
 from utils.measure.sweep import SweepPoint
@@ -128,6 +129,14 @@ def _spread(found: Spread, text: Callable[[float], str]) -> list[str]:
 def spread_lines(spread: PerSample) -> list[str]:
     """What is to be said below the spread."""
     return [f"most energy: sample {spread.worst} of the data set, counted from 0", INTERVAL]
+
+
+def twin_note(m: Measured, twin: Comparison) -> str:
+    """How many times the energy of the network the ANN twin needs, by operations alone and by the other models."""
+    others = [(total.model.name, total.ratio()) for total in m.models if total.model.name != "compute"]
+    told = ", ".join(f"{tables.ratio(ratio, 2)} by model {name}" for name, ratio in others if ratio is not None)
+    with_memory = f"; with memory {told}" if told else ""
+    return f"{tables.ratio(twin.ratio)} the energy of this network, compute only{with_memory}"
 
 
 def mode_lines(m: Measured) -> list[str]:

@@ -85,6 +85,12 @@ def read_checkpoint(path: str | Path, *, say: bool = True) -> dict[Any, Any]:
     return content
 
 
+def settings_inside(path: str | Path) -> Mapping[Any, Any] | None:
+    """The settings that a checkpoint was trained with, where it holds them; UserError as `read_checkpoint`."""
+    config = read_checkpoint(path).get("config")
+    return config if isinstance(config, Mapping) else None
+
+
 def load_weights(
     model: nn.Module,
     path: str | Path,
