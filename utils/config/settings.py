@@ -265,6 +265,8 @@ class Config:
     recovery_interval: int = _checkpoint(0, "steps between checkpoints in an epoch (0: none)", low=0, high=1_000_000,
                                          only=TRAIN)
 
+    form: str = _measure("auto", "form of the model: trained, or merged (convolutions without a neuron between them "
+                         "joined, BatchNorm folded; auto: merged for V2)", choices=("auto", "trained", "merged"))
     energy_mode: str = _measure("exact", "operations charged: exactly those needed; formula: MACs x firing rate of the "
                                 "input; by the paper's supplement S1", choices=("exact", "formula", "paper"))
     first_conv: str = _measure("auto", "charge of the first convolution (auto: once for images, which are the same at "
