@@ -12,13 +12,20 @@ from utils.config.settings import EVENT_DATASETS, SETTINGS, Config
 EVENT_DATA = ("event_split", "split_hash", "event_wire", "tet_counts")
 EVENT_AUGMENTATIONS = tuple(name for name, s in SETTINGS.items() if s.rules.group == "Event augmentation")
 OLDER_NAMES_OF_AMP = ("apex_amp", "native_amp")
+# What a checkpoint fixes: its model. How fast its neurons run is no part of that.
+OF_A_CHECKPOINT = tuple(
+    name
+    for name, s in SETTINGS.items()
+    if s.rules.group in ("Model", "Neuron") and name not in ("neuron_backend", "neuron_dtype")
+)
 _MIXING = ("mixup", "cutmix", "cutmix_minmax")
 # Of each group, one at most may be given; a message names the place of the last one.
 _EXCLUSIVE = {
     ("resume", "initial_checkpoint", "initial_partial"): "use resume to continue a run, initial_checkpoint to start a "
     "new one, initial_partial to start one from what fits",
     ("sync_bn", "split_bn"): "set one of them to false",
-    ("resume", "from_rates"): "use resume to measure a checkpoint, from_rates for rates that were measured before",
+    ("resume", "from_rates", "compare"): "use resume to measure a checkpoint, from_rates for rates that were measured "
+    "before, compare for several checkpoints",
 }
 _NOT_FOR_EVENTS = {
     "aug_splits": "leave it out",
@@ -250,6 +257,15 @@ def _measurement(cfg: Config) -> Iterator[Finding]:
         if cfg.from_rates and getattr(cfg, name):
             text = f"{name} needs a checkpoint, and from_rates has rates only; leave one of them out"
             yield Finding((name, "from_rates"), text)
+    for name in ("verify", "attention_map", "sweep_T", "energy_extras"):
+        if cfg.compare and getattr(cfg, name):
+            text = f"{name} measures one checkpoint, and compare has several; leave it out, or measure each with resume"
+            yield Finding((name, "compare"), text)
+    own = [name for name in cfg.explicit if name in OF_A_CHECKPOINT]
+    if cfg.compare and own:
+        names = ", ".join(sorted(own))
+        text = f"with compare, each checkpoint is measured with the model it was trained as; leave out {names}"
+        yield Finding((sorted(own)[0], "compare"), text)
     repeated = sorted({steps for steps in cfg.sweep_T or [] if (cfg.sweep_T or []).count(steps) > 1})
     if repeated:
         text = f"sweep_T has {_words(repeated)} more than once; write each number once"

@@ -128,8 +128,10 @@ def keep_copies(folder: Path) -> None:
     (copies / "SHA256SUMS").write_text("".join(sums))
 
 
-def say_what_changed(checkpoint: Mapping[Any, Any], path: str | Path) -> None:
+def say_what_changed(checkpoint: Mapping[Any, Any], path: str | Path, alone: bool = True) -> None:
     """Warn in one line if the plugins now are other ones than those that `checkpoint` (of `path`) was trained with.
+
+    alone: this checkpoint is the only one, so that it needs every plugin that was imported.
 
     Raises:
         UserError: what the checkpoint holds of its plugins is of another form.
@@ -140,7 +142,7 @@ def say_what_changed(checkpoint: Mapping[Any, Any], path: str | Path) -> None:
     now = {Path(plugin.path).name: plugin.sha256 for plugin in _imported.values()}
     changes = [
         f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
-        for name in dict.fromkeys((*then, *now))
+        for name in dict.fromkeys((*then, *now) if alone else then)
         if then.get(name) != now.get(name)
     ]
     if changes:

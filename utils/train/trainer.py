@@ -204,6 +204,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = sums
+        self.recovery.note(sums)
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -245,10 +246,11 @@ class Trainer:
                 self.recovery.save(epoch, self._finished)
                 raise self.recovery.stopped()
 
-        return {
-            name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
-            for name, model in models.items()
-        }
+        with self.recovery.kept(epoch):
+            return {
+                name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
+                for name, model in models.items()
+            }
 
     def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation batches; a few samples of the first one are kept, and shown in TensorBoard."""
@@ -260,18 +262,19 @@ class Trainer:
             yield x, y
 
     def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:
-        """Log the epoch, write its checkpoint, and set the next learning rate."""
+        """Log the epoch, set the next learning rate, and write the epoch's checkpoint."""
         lr = learning_rate(self.state.optimizer)
         judged = evaluated.get("ema", evaluated["eval"])
         metric = getattr(judged, self.cfg.eval_metric)
-        set_learning_rate(self.state.schedule, epoch + 1, metric)
+        with self.recovery.kept(epoch):
+            if self.log is not None:
+                row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
+                for name, result in evaluated.items():
+                    row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
+                # The row first: a resumed run deletes rows that are later than its checkpoint.
+                self.log.epoch(row, self._extras(trained, judged))
+            set_learning_rate(self.state.schedule, epoch + 1, metric)
         if self.process.is_main:
-            assert self.log is not None
-            row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
-            for name, result in evaluated.items():
-                row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
-            # The row first: a resumed run deletes rows that are later than its checkpoint.
-            self.log.epoch(row, self._extras(trained, judged))
             self.store.save(self.state.snapshot(self.cfg), epoch, metric)
             done = epoch + 1 - self.start_epoch
             left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)
