@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from utils.output import keep_going_without_output
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
@@ -82,9 +84,10 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
     A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130, a run that a signal stopped
     in its own message and 128 + the signal. Any other exception is a defect of the program and keeps its traceback.
-    Of several processes, one speaks.
+    Of several processes, one speaks. Output that cannot be written any more is dropped (`utils.output`).
     """
     script = Path(sys.argv[0]).name
+    keep_going_without_output()
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -110,9 +113,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def _speaks() -> bool:
-    """Whether this process is the first of a launcher's, or the only one."""
+    """Whether this process is the first of a launcher's, or the only one; also if its place makes no sense."""
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world_size.isdecimal():
+        return not 0 < int(rank[:12]) < int(world_size[:12])
     if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
+        return True
     return os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
 
 
