@@ -52,7 +52,7 @@ def picture_of_samples(measurement: Measurement, x: Tensor, titles: list[str]) -
     if len(x) > _MOST_SAMPLES:
         raise UserError(f"attention maps of {len(x)} samples would be unreadable; give {_MOST_SAMPLES} at most")
     maps = attention_maps(measurement.model, x)
-    return maps and draw_attention_maps(to_pictures(x, measurement.data), maps, titles)
+    return None if maps is None else draw_attention_maps(to_pictures(x, measurement.data), maps, titles)
 
 
 def _samples(measurement: Measurement, asked: list[str]) -> tuple[Tensor, list[str]]:
