@@ -12,11 +12,12 @@ from tiny import TINY_RUN, lively, tiny
 import model as models  # noqa: F401 -- registers the models
 from utils import export as command
 from utils.config.parse import config_from
+from utils.data.datasets import resolve_data
 from utils.errors import UserError
 from utils.run import export_formats
 from utils.run.build import build_model
 from utils.run.checkpoint import write_checkpoint
-from utils.run.export_formats import FORMATS, Logits
+from utils.run.export_formats import FORMATS, Logits, Source
 
 SETTINGS = yaml.safe_load(TINY_RUN) | {"workers": 0, "val_batch_size": 20}
 
@@ -62,7 +63,8 @@ def test_onnx_gives_them_too_with_standard_operators_and_any_batch(tmp_path, cap
 def test_event_frames_and_logits_of_each_step_are_exported(tmp_path):
     net = lively(tiny(in_channels=2, TET=True, T=3, dvs_mode=True)).eval()
     frames = torch.rand(2, 3, 2, 16, 16) * 4
-    FORMATS["pt2"].write(net, frames, tmp_path / "net.pt2", {})
+    cfg = config_from(SETTINGS)
+    FORMATS["pt2"].write(Source(net, frames, cfg, resolve_data(cfg), None), tmp_path / "net.pt2")
     more = torch.rand(5, 3, 2, 16, 16) * 4  # another batch size than that of the trace
     found = FORMATS["pt2"].load(tmp_path / "net.pt2", net)(more)
     assert torch.equal(found, Logits(net)(more))

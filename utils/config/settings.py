@@ -127,7 +127,7 @@ class Config:
     interpolation: str = _data("", "resize method of evaluation (empty: by data set)", choices=("", *_INTERPOLATIONS))
     large_valid: bool = _data(False, "evaluate at 288 pixels: resize to 320, bilinear, then centre crop")
     workers: int = _data(4, "loader processes per process; 0 loads in the main one", low=0, high=1000, aliases=("-j",))
-    pin_mem: bool = _data(False, "page-locked host memory for faster copies to the GPU")
+    pin_mem: bool | None = _data(None, "page-locked host memory, for copies to the GPU beside its work (null: on CUDA)")
     no_prefetcher: bool = _data(False, "normalise in the loader processes instead of on the device")
     use_multi_epochs_loader: bool = _data(False, "kept between epochs in any case; the option is accepted")
     epoch_repeats: float = _data(0.0, "passes over the data that count as one epoch (0: one)", low=0, high=100,

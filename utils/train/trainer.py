@@ -56,6 +56,14 @@ def _compiled(model: nn.Module) -> nn.Module:
     return compiled
 
 
+def parallel(model: nn.Module, device: torch.device, compiles: bool) -> nn.Module:
+    """`model` for data-parallel training, compiled around the wrapper if asked for: torch.compile then ends its graphs
+    where a bucket of gradients is complete, and their exchange runs beside the rest of the backward pass."""
+    keep_gradient_strides(model)
+    wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return _compiled(wrapped) if compiles else wrapped
+
+
 class Trainer:
     """Builds a run from its configuration, resumes it from a checkpoint, and runs its epochs.
 
@@ -117,19 +125,12 @@ class Trainer:
             self.start_epoch, self.sums = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
-        self.parallel = self._parallel(self.compiled)
+        self.parallel = self.compiled if process.world_size == 1 else parallel(model, process.device, cfg.compile)
         models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
         self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
-
-    def _parallel(self, model: nn.Module) -> nn.Module:
-        if self.process.world_size == 1:
-            return model
-        keep_gradient_strides(model)
-        ids = [self.process.device.index] if self.process.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
 
     def describe(self) -> None:
         """Log what will run, and how."""
