@@ -34,6 +34,7 @@ from utils.run.build import (
 from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process, keep_gradient_strides
 from utils.run.evaluation import EvalResult, evaluate
+from utils.run.memory import refuse_what_does_not_fit
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
@@ -87,6 +88,7 @@ class Trainer:
             )
         set_deterministic(cfg.deterministic)
         seed_step(cfg.seed)  # the same first weights in every process
+        self.need = refuse_what_does_not_fit(cfg, process.device)
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
