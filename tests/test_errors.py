@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,17 +59,6 @@ def test_the_status_of_main_is_that_of_the_script(tmp_path, status):
 
 def test_main_gets_the_arguments_without_the_script_name(tmp_path):
     assert ends(tmp_path, "print(argv); return 0", "-c", "a b").stdout == "['-c', 'a b']\n"
-
-
-def test_a_terminal_without_a_character_shows_one_that_it_has(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from utils.errors import run_script\nrun_script(lambda argv: print('1 µJ, 2 N² D, 3 × ± √n, \u4e2d'))\n",
-        encoding="utf-8",
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, script], capture_output=True, env=environment, timeout=60, check=True)
-    assert done.stdout == b"1 uJ, 2 N^2 D, 3 x +- sqrt n, ?\n"
 
 
 def test_a_user_error_is_a_value_error():
