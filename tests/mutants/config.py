@@ -83,7 +83,7 @@ MUTANTS = faults(
         _PARSE,
         "    style = '\"' if isinstance(value, str) else None",
         "    style = None",
-        "args.yaml loses the zeros of pooling_stat 0011",
+        "a folder called 1e5 comes back from args.yaml as a number",
         "test_config.py::test_round_trip",
     ),
     (

@@ -113,7 +113,7 @@ MUTANTS = faults(
         "return epoch + 1, None",
         "return epoch, None",
         "the last epoch is trained again after a resume",
-        "test_recovery.py::test_a_changed_setting_is_named_on_resume",
+        "test_trainer.py::test_a_resumed_run_goes_on_with_schedule_scaler_and_history",
     ),
     (
         _RECOVERY,

@@ -238,10 +238,10 @@ MUTANTS = faults(
     ),
     (
         _LOSSES,
-        "        smoothing = 0.0 if mixup_active else cfg.smoothing\n",
-        "        smoothing = cfg.smoothing\n",
-        "binary cross entropy smooths targets that mixup smoothed",
-        "test_losses.py::test_bce_smooths_labels_without_mixup_and_not_soft_targets",
+        "target_threshold=cfg.bce_target_thresh",
+        "target_threshold=None",
+        "bce_target_thresh is ignored",
+        "test_losses.py::test_bce_threshold_makes_hard_targets",
     ),
     (
         _BUILD,
