@@ -66,18 +66,36 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sparse_engine
 	$(BIN)/python -m benchmarks.sparse_layer
 
+# One call per size, and one of three parts of the work: each stays below ten minutes. Without a package index:
+# INTERPRETER=python3 of an environment that has the packages, SPIKINGJELLY2="--python FILE" or "--folder FOLDER"
+# for SpikingJelly 2.x (`python -m benchmarks.spikingjelly2 --prepare --folder FOLDER` elsewhere makes the folder).
+SIZES ?= cifar imagenet-384 imagenet-512 imagenet-768
+PARTS ?= check train evaluate theirs
+INTERPRETER ?= $(BIN)/python
+SPIKINGJELLY2 ?=
+
 # First the golden tests on every backend, because the speed of a wrong result has no meaning. After that, what fails
 # does not end the rest.
-bench-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
-	failed=0; for dtype in float32 float16 bfloat16; do \
-	  $(BIN)/python -m benchmarks.neuron --device cuda --dtype $$dtype || failed=1; \
-	done; \
-	for size in cifar imagenet-384 imagenet-768; do \
-	  $(BIN)/python -m benchmarks.shares --device cuda --size $$size --candidates plain:fp16 ours:bf16:nhwc || failed=1; \
-	  $(BIN)/python -m benchmarks.train_step --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:nhwc \
-	    ours:bf16:nhwc ours:bf16:nhwc:cupy ours:bf16:nhwc:compile ours:bf16:nhwc:checkpoint || failed=1; \
-	  $(BIN)/python -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:nhwc \
-	    ours:bf16:nhwc:fuse ours:bf16:nhwc:fuse:compile || failed=1; \
-	  $(BIN)/python -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 || failed=1; \
-	done; exit $$failed
+bench-gpu: $(if $(filter $(BIN)/python,$(INTERPRETER)),$(STAMP))
+	failed=0; \
+	if echo " $(PARTS) " | grep -q " check "; then \
+	  $(INTERPRETER) -m pytest -m gpu || exit 1; \
+	  for dtype in float32 float16 bfloat16; do \
+	    $(INTERPRETER) -m benchmarks.neuron --device cuda --dtype $$dtype || failed=1; \
+	  done; \
+	fi; \
+	for size in $(SIZES); do for part in $(PARTS); do case $$part in \
+	train) \
+	  $(INTERPRETER) -m benchmarks.shares --device cuda --size $$size --candidates plain:fp16 ours:bf16:nhwc || failed=1; \
+	  $(INTERPRETER) -m benchmarks.train_step --device cuda --size $$size --rounds 9 --largest-batch \
+	    --candidates plain:fp16:cupy ours:fp16:nhwc ours:bf16:nhwc ours:bf16:nhwc:graph ours:bf16:nhwc:cupy \
+	    ours:bf16:nhwc:compile ours:bf16:nhwc:checkpoint || failed=1;; \
+	evaluate) \
+	  $(INTERPRETER) -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16:cupy \
+	    ours:fp16:nhwc ours:bf16:nhwc:fuse ours:bf16:nhwc:fuse:compile || failed=1;; \
+	theirs) \
+	  $(INTERPRETER) -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 $(SPIKINGJELLY2) \
+	    || failed=1; \
+	  $(INTERPRETER) -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 --evaluation \
+	    $(SPIKINGJELLY2) || failed=1;; \
+	esac; done; done; exit $$failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import re
 from pathlib import Path
@@ -196,14 +195,40 @@ def test_bad_input_ends_in_one_clear_line(measured, monkeypatch, argv, expected)
     assert "model sdt" not in str(caught.value)  # what is wrong is a setting
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(measured, monkeypatch):
-    def forbidden(**kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(firing_num.tempfile, "TemporaryFile", forbidden)
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(measured, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
     monkeypatch.setattr("utils.measure.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
-    with pytest.raises(UserError, match=r"out/locked cannot be written: Permission denied; choose another --output"):
-        run(measured, "locked")
+    with pytest.raises(UserError, match=r"file/locked cannot be written: Not a directory; choose another --output"):
+        run(measured, "locked", "--output", str(tmp_path / "file"))
+
+
+def test_a_second_run_into_a_folder_keeps_the_first(measured, capsys):
+    _, first = run(measured, "twice")
+    (measured / "out" / "twice" / "mine.txt").write_text("a note")
+    _, second = run(measured, "twice", "--energy-mode", "formula")
+    kept = measured / "out" / "twice.1"
+    assert json.loads((kept / "report.json").read_text()) == first
+    assert (kept / "mine.txt").read_text() == "a note"
+    assert second["energy"]["mode"] == "formula"
+    assert not (measured / "out" / "twice" / "mine.txt").exists()
+    assert f"twice holds an earlier run: it is now {kept}" in capsys.readouterr().out
+
+
+def test_a_second_run_that_fails_leaves_the_first(measured):
+    _, first = run(measured, "kept")
+    with pytest.raises(UserError, match=r"missing\.png: no such file"):
+        run(measured, "kept", "--attention-map", "missing.png")
+    assert json.loads((measured / "out" / "kept" / "report.json").read_text()) == first
+    assert not (measured / "out" / "kept.1").exists()
+
+
+@pytest.mark.parametrize("key", ["resume", "from_rates"])
+def test_what_is_read_does_not_lie_where_the_report_is_written(measured, key):
+    path = measured / ("a.pth.tar" if key == "resume" else "rates.json")
+    place = ["--output", str(measured.parent), "--experiment", measured.name]
+    with pytest.raises(UserError, match=f"{key}: .* lies in .*, where the new run begins; choose another"):
+        firing_num.main([f"--{key.replace('_', '-')}", str(path), *place])
+    assert (measured / "a.pth.tar").exists()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ FOR_SCRIPTS = {"utils", "model", "module"}
 HEAVY = ("torch", "timm", "torchvision", "spikingjelly", "numpy", "matplotlib", "tensorboard")
 
 # Each imports only itself and what is left of it; and of these two, neither the other.
-UTILS = ("errors", "files", "config", "events", "data", "run", "measure", "train", "report")
+UTILS = ("errors", "files", "schema", "torch_file", "config", "events", "data", "run", "measure", "train", "report")
 APART = {"train", "report"}
 COMMANDS = {"doctor", "prepare"}  # `python -m utils.NAME`: may import what a script may
 # The one file that attaches faster ways to a model, and the one file of utils that calls it.

@@ -210,6 +210,44 @@ def test_learning_rate_noise_lies_in_its_range_and_repeats_by_seed(noise, noisy,
     assert all(abs(a - b) <= 0.67 * b + 1e-15 for a, b in zip(once, clean, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"sched": "cosine", "lr_cycle_mul": 0.5, "epochs": 2, "warmup_epochs": 0, "cooldown_epochs": 6},
+         r"sched: cosine gives no usable learning rate in epoch \d of 8 \(math domain error\); .*lr_cycle_mul 0.5"),
+        ({"sched": "step", "decay_epochs": 0.001, "decay_rate": 10}, r"sched: step gives no .*decay_epochs 0.001"),
+        ({"sched": "plateau", "decay_rate": 10}, r"sched: plateau gives no .*Factor should be < 1.0.*decay_rate 10"),
+        ({"sched": "cosine", "lr": 0.01, "min_lr": 0.1}, r"min_lr: 0.1 is above the peak learning rate 0.01"),
+        ({"sched": "tanh", "lr_base": 1e-7, "min_lr": 1e-6}, r"min_lr: 1e-06 is above the peak learning rate 1.25e-08"),
+        ({"sched": "cosine", "lr_cycle_mul": 0.5, "epochs": 2, "warmup_epochs": 0, "sched_on_updates": True},
+         r"sched: cosine gives no .*lr_cycle_mul 0.5"),
+        ({"sched": "poly", "lr": 1e-6}, r"min_lr: 1e-05 is above .* set min_lr to 1e-06 or less"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_would_end_the_run_later_is_refused_at_once(settings, expected, dummy):
+    cfg = config_from(settings)
+    optimizer = make_optimizer(cfg, dummy)
+    before = [dict(group, params=None) for group in optimizer.param_groups]
+    with pytest.raises(UserError, match=expected):
+        make_schedule(cfg, optimizer, 4)
+    assert [dict(group, params=None) for group in optimizer.param_groups] == before
+
+
+@pytest.mark.parametrize(
+    "noise", [{"lr_noise_pct": 0}, {"lr_noise_std": 1e300}, {"lr_noise_pct": 0.001}, {"lr_noise_pct": 2}]
+)
+def test_noise_that_is_never_small_enough_is_refused(noise):
+    with pytest.raises(UserError, match=next(iter(noise))):
+        config_from({"lr_noise": [0.0]} | noise)
+
+
+def test_the_widest_noise_that_is_allowed_comes_to_an_end(dummy):
+    cfg = config_from(
+        {"sched": "cosine", "lr": 0.1, "lr_noise": [0.0], "lr_noise_pct": 0.01, "lr_noise_std": 10, "epochs": 20}
+    )
+    assert all(0 < rate < 0.102 for rate in rates(cfg, dummy)[4:])
+
+
 def test_learning_rate_noise_is_drawn_by_seed_and_epoch(dummy):
     """Normal, drawn again where it is beyond the limit; as a share of the rate."""
     noise = {"lr_noise": [0.3], "lr_noise_pct": 0.5, "lr_noise_std": 0.8, "seed": 11}

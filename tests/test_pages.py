@@ -17,6 +17,7 @@ from measuring import run
 from PIL import Image
 
 import firing_num
+from utils.measure.models.price import MODELS
 from utils.report.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,8 +135,9 @@ def test_the_page_has_the_tables_of_the_terminal(measured, capsys):
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     tables = tables_of(measured / "out" / "tables" / "report.html")
     *numbers, _ = tables  # the last one says what was measured
-    assert numbers.pop(2)[0].startswith("class samples")  # on the page alone
-    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 2, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1, 1 + 4]
+    assert numbers.pop(3)[0].startswith("class samples")  # on the page alone
+    layers, tensors = 5 + 2 * 7 + 1, 4 + 2 * 9 + 1
+    assert [len(rows) - 1 for rows in numbers] == [3, len(MODELS), 2, layers, tensors, 1, 4]
     assert [row for rows in numbers for row in rows if row not in shown] == []
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from utils.config.parse import config_from
 from utils.errors import UserError
-from utils.train.run_folder import LOCK, lock_folder, resumes_in_place, run_folder
+from utils.run.folder import LOCK, lock_folder
+from utils.train.run_folder import resumes_in_place, run_folder
 
 
 def names(folder):

@@ -62,6 +62,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def shortened(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message; cut where it is longer than `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more than 4,300 digits, which Python does not write
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 def listed(names: Sequence[str], limit: int = 6) -> str:
     """The first `limit` names for a line of text, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -15,6 +15,9 @@ from module.kernels import cpu
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+# Channels of one block, at most: neurons side by side with a time constant each have a multiple of it.
+WIDE = 64
+
 # Time steps whose membrane potentials fit in registers.
 MOST_STEPS = 32
 

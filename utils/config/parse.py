@@ -20,7 +20,7 @@ from utils.config.field import shown
 from utils.config.rules import OLDER_NAMES_OF_AMP, Finding, ignored, impossible
 from utils.config.settings import SETTINGS, Config
 from utils.config.yaml_file import Entry, read_yaml
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, listed
 
 
 class Source(IntEnum):
@@ -55,6 +55,17 @@ class _Draft:
             self.unreadable.add(name)
         self.places[name] = place
         self.sources[name] = source
+
+    def add_file(self, options: list[Option]) -> None:
+        """Take the file that a command line names; two are refused, because one of them would have no effect."""
+        paths = [option.value for option in options]
+        if len(paths) == 1 and paths[0]:
+            self.add_yaml(paths[0])
+        elif paths:
+            found = "names no file" if len(paths) == 1 else f"names {len(paths)} files ({listed(paths)})"
+            remedy = "give one file, and what differs from it as options, or leave it out"
+            self.problems.append(f"{options[-1].written}: {found}; {remedy}")
+            self.unreadable.update(SETTINGS)
 
     def add_yaml(self, path: str) -> None:
         try:
@@ -143,9 +154,7 @@ def parse_config(
         print(help_text(prog, description, means))
         raise SystemExit(0)
     draft = _Draft(prog)
-    path = next((option.value for option in reversed(options) if option.name == "config"), "")
-    if path:
-        draft.add_yaml(path)
+    draft.add_file([option for option in options if option.name == "config"])
     draft.add_options(options)
     draft.problems += problems
     return draft.build()

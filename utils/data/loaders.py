@@ -137,7 +137,7 @@ def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: tor
     normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
         normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0
-    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, cfg.channels_last)
+    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, bool(cfg.channels_last))
 
 
 class SeededSamples(Dataset[Any]):

@@ -42,28 +42,22 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
     interpolation = cfg.train_interpolation
     if cfg.no_aug:
         interpolation = cfg.interpolation or "bicubic"
-    try:
-        built = create_transform(
-            settings.input_size,
-            is_training=True,
-            no_aug=cfg.no_aug,
-            scale=tuple(cfg.scale),
-            ratio=tuple(cfg.ratio),
-            hflip=cfg.hflip,
-            vflip=cfg.vflip,
-            color_jitter=cfg.color_jitter,
-            auto_augment=cfg.aa or None,
-            interpolation=interpolation,
-            mean=settings.mean,
-            std=settings.std,
-            use_prefetcher=settings.normalise_on_device,
-            separate=cfg.aug_splits > 0,
-        )
-    except (AssertionError, KeyError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"aa: {cfg.aa!r} is not understood ({type(error).__name__}: {error}); "
-            f"valid: rand-m9-n1-mstd0.4-inc1 and the like, augmix-m5-w4-d2, original, originalr, v0, v0r, 3a"
-        ) from error
+    built = create_transform(
+        settings.input_size,
+        is_training=True,
+        no_aug=cfg.no_aug,
+        scale=tuple(cfg.scale),
+        ratio=tuple(cfg.ratio),
+        hflip=cfg.hflip,
+        vflip=cfg.vflip,
+        color_jitter=cfg.color_jitter,
+        auto_augment=cfg.aa or None,
+        interpolation=interpolation,
+        mean=settings.mean,
+        std=settings.std,
+        use_prefetcher=settings.normalise_on_device,
+        separate=cfg.aug_splits > 0,
+    )
     parts: tuple[Compose, ...] = built if cfg.aug_splits else (built,)
     for part in parts:
         _allow_posterize_to_zero_bits(part)

@@ -27,7 +27,7 @@ from utils.measure.models.workload import workload
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder, neurons_of
 from utils.measure.totals import interleaved
-from utils.run.build import build_model, make_faster
+from utils.run.build import build_model, layout_of, make_faster, set_layout
 from utils.run.checkpoint import load_weights
 from utils.run.console import Progress
 from utils.run.contract import check_contract
@@ -87,13 +87,15 @@ class Measurement:
         self.cfg = cfg
         self.process = process
         self.model = build_model(cfg)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.precision = Precision(cfg, process.device)
         self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
         self.model.to(process.device)
-        if cfg.channels_last:
-            self.model.to(memory_format=torch.channels_last)
         check_contract(cfg, self.model, process.device)
         make_faster(cfg, self.model, process, self.precision, training=False)
+        set_layout(cfg, self.model, process.device)
+        innermost, _ = layout_of(cfg, self.model, process.device)
+        self.cfg = cfg = replace(cfg, channels_last=innermost)  # images have the layout of the weights
         self.data: DataSettings = resolve_data(cfg)
         self.mode = cfg.energy_mode
         self.extras = list(cfg.energy_extras or [])

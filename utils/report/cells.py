@@ -156,7 +156,7 @@ def copy_cells(m: Measured, facts: dict[str, Any]) -> tables.Cells:
     """The row of this measurement for a table in a paper."""
     header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting"]
     numbers = [
-        m.family.shape.title if m.family else facts["config"]["model"],
+        facts["network"],
         str(m.counts.time_steps),
         f"{m.accuracy.top1:.2f}",
         tables.rate(m.mean_firing_rate, 4),

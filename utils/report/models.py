@@ -25,10 +25,9 @@ def model_cells(totals: Sequence[ModelTotal]) -> tables.Cells:
     return header, rows
 
 
-def models_text(totals: Sequence[ModelTotal]) -> str:
-    """The table, what each model prices, and what its words mean."""
-    lines = [tables.terminal(*model_cells(totals), left=1)]
-    lines += [f"{total.model.name}: {total.model.counts}" for total in totals]
+def model_lines(totals: Sequence[ModelTotal]) -> list[str]:
+    """What each model prices, and what the words of the table mean."""
+    lines = [f"{total.model.name}: {total.model.counts}" for total in totals]
     first = totals[0]
     if first.ann is not None:
         rate = tables.rate(first.firing_rate, 4)
@@ -37,7 +36,7 @@ def models_text(totals: Sequence[ModelTotal]) -> str:
             f"break-even rate: mean firing rate below which this network needs less than the twin; here it is {rate}",
             f"{first.bits}-bit twin: activations of {first.bits} bits hold as many values as spikes in {_steps(first)}",
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def _steps(total: ModelTotal) -> str:

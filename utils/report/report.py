@@ -18,7 +18,7 @@ from utils.measure.measurement import Measured
 from utils.measure.sweep import SweepPoint
 from utils.measure.verify import Verification
 from utils.report import cells, tables
-from utils.report.models import models_text
+from utils.report.models import model_cells, model_lines
 from utils.report.pictures import Picture
 
 SCHEMA = "sdt-report/1"
@@ -55,7 +55,8 @@ class Report:
         totals = tables.terminal(*cells.total_cells(m))
         found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
         if m.models:
-            found.append(("Energy by model", models_text(m.models)))
+            lines = [tables.terminal(*model_cells(m.models), left=1), *model_lines(m.models)]
+            found.append(("Energy by model", "\n".join(lines)))
         if spread := m.energy.per_sample:
             lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
             found.append(("Spread between samples", "\n".join(lines)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -76,29 +77,29 @@ class Recovery:
             self._state.restore_weights(path)
             logger.info(f"weights of {path}, without optimizer and epoch")
             return 0, None
-        content = self._state.restore(path, cfg)
-        if path.parent.resolve() == store.folder.resolve():
+        saved = self._state.restore(path, cfg)
+        if os.path.realpath(path.parent) == os.path.realpath(store.folder):
             # In another folder, the history would name files that are not there.
             if cfg.resume != "auto":
-                store.refuse_older(path, content)
-            store.resume(content)
+                store.refuse_older(path, saved)
+            store.resume(saved)
             if self._process.is_main:
-                store.clean_up(path, content)
-        epoch, progress = int(content["epoch"]), content.get("progress")
+                store.finish_saving(path, saved)
+        epoch, progress = saved.epoch, saved.progress
         if progress is None:
             logger.info(f"resumed {path} after epoch {epoch + 1}")
             return epoch + 1, None
-        processes = len(progress["loss_sums"])
+        processes = len(progress.loss_sums)
         if processes != self._process.world_size:
             raise UserError(
                 f"checkpoint {path} was written in the middle of an epoch by {processes} process(es), and "
                 f"{self._process.world_size} would divide the rest of the data differently; resume with {processes}, "
                 f"or from {LAST}"
             )
-        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress['steps']}")
+        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress.steps}")
         rank = self._process.rank
-        loss_sum, samples = progress["loss_sums"][rank], int(progress["samples"][rank])
-        return epoch, EpochSums(self._process.device, int(progress["steps"]), loss_sum, samples)
+        loss_sum, samples = progress.loss_sums[rank], int(progress.samples[rank])
+        return epoch, EpochSums(self._process.device, progress.steps, loss_sum, samples)
 
     def between_steps(self, epoch: int, sums: EpochSums) -> None:
         """Write a recovery checkpoint if one is due, or if a signal was received.

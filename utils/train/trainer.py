@@ -24,6 +24,7 @@ from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     for_evaluation,
+    layout_of,
     parameter_count,
     parts_in_words,
     prepare_for_training,
@@ -43,7 +44,7 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
-from utils.train.teacher import StoredLogits, make_teacher
+from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -82,6 +83,8 @@ class Trainer:
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
+        innermost, self._why_layout = layout_of(cfg, model, process.device)
+        self.cfg = cfg = dataclasses.replace(cfg, channels_last=innermost)
         # Of the images that the loader gives: a teacher may want other statistics.
         self.teacher = make_teacher(cfg, process, precision)
         stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
@@ -113,7 +116,8 @@ class Trainer:
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
         self.parallel = self._parallel(self.compiled)
-        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
+        models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
@@ -143,6 +147,9 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if process.device.type == "cuda":
+            order = "innermost" if cfg.channels_last else "before height and width"
+            logger.info(f"channels_last: channels {order} in memory: {self._why_layout}")
         if cfg.cuda_graph and self.why_no_graph is None:
             logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
         elif cfg.cuda_graph:
