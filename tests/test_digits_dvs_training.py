@@ -22,7 +22,7 @@ def train_on_every_fifth(argv: list[str]) -> None:
 @pytest.mark.slow
 def test_a_small_model_learns_simulated_events_without_a_download(tmp_path: Path) -> None:
     argv = f"-c {CONF} --epochs 8 --warmup-epochs 1 --lr 1e-2 -b 16 --bn-momentum 0.3 --device cpu".split()
-    argv += "--time-steps 3 --dim 32 --num-heads 4 --img-size 16 --pooling-stat 0011".split()
+    argv += ["--time-steps", "3", "--dim", "32", "--num-heads", "4", "--img-size", "16", "--pooling-stat", "0011"]
     argv += ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path), "--experiment", "run"]
     child = processes.start(train_on_every_fifth, argv, cwd=tmp_path)
     assert processes.finish(child, timeout=600) == [0], (tmp_path / "output.txt").read_text()

@@ -63,8 +63,8 @@ MUTANTS = faults(
     ),
     (
         _VERIFY,
-        "        again = _logits(model(x))\n",
-        "        again = logits\n",
+        "again = _logits(model(x))\n",
+        "again = logits\n",
         "the proof compares the logits with themselves",
         "test_energy.py::test_a_layer_that_adds_otherwise_fails_the_proof",
     ),
