@@ -1,14 +1,15 @@
 """How accurate a checkpoint is, how often its neurons fire, how many operations that takes, and how much energy.
 
-`python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume output/train/demo/model_best.pth.tar`
+`python firing_num.py --resume output/train/demo/model_best.pth.tar`
 `python firing_num.py --from-rates data/paper/table_s1_8_512.json`  (published rates; no checkpoint, no data)
 `python firing_num.py --compare output/train/a output/train/b`  (each with the settings it was trained with)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.config.parse import parse_config
 from utils.errors import UserError, run_script
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
         prog="firing_num.py",
         description="Evaluate a checkpoint: accuracy, firing rates, operations, energy.",
         option_means={"batch_size": "val_batch_size"},  # there is no other batch here
+        inside=_settings_inside,
     )
     if not (cfg.resume or cfg.from_rates or cfg.compare):
         raise UserError(
@@ -40,6 +42,8 @@ def main(argv: list[str]) -> int:
     work = from_rates if cfg.from_rates else compare if cfg.compare else measure
     with distributed(cfg) as process:
         setup_logging(process)
+        if cfg.inside:
+            logger.info(f"settings: those inside {cfg.inside}, without its paths, device and workers")
         for warning in cfg.warnings:
             logger.warning(f"warning: {warning}")
         folder = output_folder(cfg)
@@ -49,6 +53,12 @@ def main(argv: list[str]) -> int:
             return work(cfg, process, folder)
         with lock_folder(folder, keep=False):
             return work(cfg, process, folder)
+
+
+def _settings_inside(path: str) -> Mapping[Any, Any] | None:
+    from utils.run.checkpoint import settings_inside  # only now: torch takes seconds to import
+
+    return settings_inside(path)
 
 
 def output_folder(cfg: Config) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from utils.data.datasets import (
     dataset_facts,
     resolve_data,
 )
-from utils.data.images import DigitsDataset
+from utils.data.images import DigitsDataset, decode
 from utils.data.register import register_dataset
 from utils.errors import UserError
 from utils.events.digits import DIGITS_FILE
@@ -408,3 +410,69 @@ def test_cifar_loads_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_torchvision_set_without_default_root_asks_for_one() -> None:
     with pytest.raises(UserError, match="data_dir: dataset 'torch/mnist' has no default folder"):
         build_datasets(config_from({"dataset": "torch/mnist", "num_classes": 10}))
+
+
+# --- images of other kinds of numbers, and damaged ones ---------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_16_bit_image_keeps_its_upper_8_bits(tmp_path: Path, mode: str) -> None:
+    values = np.arange(0, 2**16, 37, dtype=np.uint16)[: 40 * 40].reshape(40, 40)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        image = decode(file, mode, "a.png")
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(image.convert("L")), values >> 8)
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)])
+def test_an_image_whose_white_is_not_known_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    with (
+        (tmp_path / "a.tiff").open("rb") as file,
+        pytest.raises(UserError, match=r"a\.tiff: its pixels are numbers of"),
+    ):
+        decode(file, "RGB", "a.tiff")
+
+
+FORMATS = ("bmp", "dds", "gif", "ico", "jpeg", "pcx", "png", "ppm", "sgi", "tga", "tiff", "webp")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_image_is_an_image_or_one_message(kind: str) -> None:
+    draw = random.Random(kind)
+    whole = io.BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (16, 16, 3), np.uint8)).save(whole, format=kind)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole.getvalue())
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(min(len(content), 200))] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
+        del content[draw.choice([len(content), draw.randrange(len(content))]) :]
+        try:
+            assert decode(io.BytesIO(content), "RGB", "a file").mode == "RGB"
+        except UserError as error:
+            refused += str(error).startswith("data_dir: a file")
+    assert refused > 5
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(image_folder: Path) -> None:
+    os.mkfifo(image_folder / "train" / "cat" / "9.png")
+    train = build_dataset(folder_config(image_folder), training=True)
+    assert len(train) == 7
+    with pytest.raises(UserError, match=r"cat/9\.png cannot be read \(it is no regular file\)"):
+        [train[i] for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"images": np.zeros((3, 8, 8), np.uint8)}, {"images": np.full((1797, 8, 8), 99, np.uint8)},
+     {"labels": np.full(1797, 10)}, {"labels": np.full(1797, "x")}, {"is_test": np.zeros(5, bool)},
+     {"is_test": np.zeros(1797)}],
+)  # fmt: skip
+def test_a_file_of_other_digits_is_named(tmp_path: Path, wrong: dict[str, np.ndarray]) -> None:
+    with np.load(DIGITS_FILE) as content:
+        np.savez(tmp_path / "digits.npz", **({name: content[name] for name in content.files} | wrong))
+    with pytest.raises(UserError, match=r"digits\.npz cannot be read"):
+        build_dataset(digits_config(data_dir=str(tmp_path)), training=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from enum import Enum
@@ -83,7 +84,7 @@ def load(path: str | Path, what: str) -> tuple[Any, Proof]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{what} is not a file of tensors and plain data, and is not loaded, because reading it "
-            f"could run code from it ({first_line(error)})"
+            f"could run code from it ({_refusal(error)})"
         ) from error
     except PermissionError as error:
         raise UserError(f"{what}: cannot be read ({error.strerror}); check the rights there") from error
@@ -91,6 +92,12 @@ def load(path: str | Path, what: str) -> tuple[Any, Proof]:
         # Bytes that are no checkpoint raise many kinds of error: a text file ends in an IndexError.
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{what} is damaged or no PyTorch file ({reason}); take another copy of it") from error
+
+
+def _refusal(error: Exception) -> str:
+    """Torch's reason, which comes after advice to load the file all the same."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]*?)(?: was not an allowed global|\n|$)", str(error))
+    return found[1] if found else first_line(error)
 
 
 def _confirmed(file: BinaryIO) -> Proof:

@@ -55,7 +55,8 @@ class Config:
     """
 
     # fmt: off
-    config: str = _run("", "YAML file with settings; the command line overrides it", aliases=("-c",), compare=False)
+    config: str = _run("", "YAML file with settings; the command line overrides it (firing_num.py without "
+                       "it: the settings inside the checkpoint)", aliases=("-c",), compare=False)
     output: str = _run("", "folder for runs (empty: output/train, or output/firing for firing_num.py)")
     experiment: str = _run("", "name of this run's folder (empty: date, model and sizes; for firing_num.py the name of "
                            "the folder that holds the checkpoint)", pattern=_FOLDER_NAME)
@@ -264,6 +265,8 @@ class Config:
     recovery_interval: int = _checkpoint(0, "steps between checkpoints in an epoch (0: none)", low=0, high=1_000_000,
                                          only=TRAIN)
 
+    form: str = _measure("auto", "form of the model: trained, or merged (convolutions without a neuron between them "
+                         "joined, BatchNorm folded; auto: merged for V2)", choices=("auto", "trained", "merged"))
     energy_mode: str = _measure("exact", "operations charged: exactly those needed; formula: MACs x firing rate of the "
                                 "input; by the paper's supplement S1", choices=("exact", "formula", "paper"))
     first_conv: str = _measure("auto", "charge of the first convolution (auto: once for images, which are the same at "
@@ -308,6 +311,7 @@ class Config:
 
     explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)  # given, not defaulted
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)  # for the script to log
+    inside: str = field(default="", compare=False, repr=False)  # the checkpoint whose own settings these are
 
     @property
     def is_v2(self) -> bool:

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose
 
 from utils.config.settings import Config
 from utils.data.facts import DataSettings
-from utils.data.images import pil_mode
+from utils.data.images import pil_mode, to_mode
 from utils.errors import UserError
 
 
@@ -69,7 +69,7 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
 
 def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:
     """Makes an image grey ('L') or RGB, whatever the file holds (palette, alpha, CMYK)."""
-    return partial(Image.Image.convert, mode=mode)
+    return partial(to_mode, mode=mode)
 
 
 def _allow_posterize_to_zero_bits(transform: Compose) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.measure.energy import Cost, EnergyReport
-from utils.measure.sdt.ann_twin import Comparison, compare
+from utils.measure.sdt.ann_twin import compare
 from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, check_rates, paper_energy
 from utils.measure.sdt.shape import SdtShape
+from utils.measure.twin import Comparison
 
 
 @dataclass(frozen=True)
