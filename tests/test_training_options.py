@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import sys
@@ -160,7 +161,7 @@ def finished(tmp_path_factory):
     """The folder of a run of two epochs that saved its images."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yml").write_text(CONFIG)
-    run(folder, "--epochs", "2", "--save-images")
+    run(folder, "--epochs", "2", "--save-images", target=functools.partial(processes.train, curves=True))
     return folder
 
 

@@ -55,15 +55,17 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype).requires_grad_()
 
 
-# Not tau = 2, with which the decay could be taken for 1 - decay; and a threshold that no potential meets exactly.
+# Not tau = 2, with which the decay could be taken for 1 - decay. A learned decay is rounded: no potential may meet the
+# threshold then.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "lif": dict(v_threshold=0.7, neuron_args={"tau": 4.0}),
+    "lif": dict(neuron_args={"tau": 4.0}),
     "plif": dict(v_threshold=0.7, neuron_args={"init_tau": 4.0}),
 }
 
 
 def neurons(dtype: torch.dtype, shape: tuple[int, ...], mode: str) -> None:
     x, steps = draw(*shape), steps_of(shape)
+    x[0, 0, 0, 0, 0] = 4.0  # charges a LIF neuron to its threshold and not beyond
     g = draw(steps, *shape[1:], seed=5)
     plain = make_neuron(mode, **SETTINGS[mode]).double()
     reference = leaf(x, torch.float64)
