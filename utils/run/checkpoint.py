@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from utils import torch_file
 from utils.errors import UserError, first_line
 from utils.files import replacing
+from utils.run.model_folder import is_model_folder, read_model_folder
 from utils.run.weights import check_values, key_difference, weights_in
 from utils.schema import shown
 from utils.torch_file import Proof
@@ -71,6 +72,8 @@ def read_checkpoint(path: str | Path, *, say: bool = True) -> dict[Any, Any]:
     """
     path = Path(path)
     if path.is_dir():
+        if is_model_folder(path):
+            return read_model_folder(path)
         raise UserError(f"checkpoint {path}: is a folder; give a file in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
