@@ -64,8 +64,11 @@ def test_it_is_the_twin_that_needs_more(full):
     report, folder = full
     twin = report["ann_twin"]
     assert twin["ratio"] > 1
-    pattern = rf"the ANN twin needs [\d.]+ .J {twin['ratio']:.1f} times the energy of this network; compute only"
-    assert re.search(pattern, text_of(folder / "report.html"))
+    pattern = rf"the ANN twin needs [\d.]+ .J {twin['ratio']:.1f} times the energy of this network, compute only"
+    page = text_of(folder / "report.html")
+    assert re.search(pattern, page)
+    flat = next(one for one in report["energy_models"] if one["model"] == "flat")
+    assert f"with memory {flat['ann_ratio']:.2f} times by model flat" in page
 
 
 def test_the_sum_with_the_extras_is_a_figure_of_the_page(full):
@@ -112,6 +115,7 @@ def test_the_page_of_published_rates(rates_page):
     for figure in ("4.408 mJ", "published 4.50 mJ", "41.77 mJ 9.5 times", "39.43 mJ 8.9 times", "block 8 MLP layer 2"):
         assert figure in page
     readings, layers, rates = tables_of(rates_page)
+    assert layers[-2].startswith("block.7.mlp.fc2_conv block 8 MLP layer 2 AC")
     assert [row.split()[-2:] for row in readings[1:3]] == [["4.457", "-1.0%"], ["4.408", "-2.0%"]]
     assert (len(layers), len(rates)) == (1 + 5 + 8 * 8 + 1 - 8, 1 + len(json.loads(TABLE.read_text())["tensors"]))
 

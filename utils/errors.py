@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from utils.output import keep_going_without_output
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
@@ -83,9 +85,10 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
     A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130, a run that a signal stopped
     in its own message and 128 + the signal. Any other exception is a defect of the program and keeps its traceback.
-    Of several processes, one speaks.
+    Of several processes, one speaks. Output that cannot be written any more is dropped (`utils.output`).
     """
     script = Path(sys.argv[0]).name
+    keep_going_without_output()
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -99,6 +102,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         remedy = "check the name, the free space and the rights there"
         print(f"{script}: error: {error.strerror}{where}; {remedy}", file=sys.stderr)
         status = USAGE_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        remedy = "make batch_size, time_steps or the model smaller; train.py --dry-run tells what a run needs"
+        print(f"{script}: error: out of memory: {first_line(error)}; {remedy}", file=sys.stderr)
+        status = USAGE_ERROR
     except Stopped as stop:
         if _speaks():
             print(f"{script}: {stop}", file=sys.stderr)
@@ -110,10 +119,19 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     sys.exit(status)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's errors, whose classes are not known here: this file imports no torch."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return "MemoryError" in names or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
 def _speaks() -> bool:
-    """Whether this process is the first of a launcher's, or the only one."""
+    """Whether this process is the first of a launcher's, or the only one; also if its place makes no sense."""
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world_size.isdecimal():
+        return not 0 < int(rank[:12]) < int(world_size[:12])
     if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
+        return True
     return os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
 
 

@@ -1,20 +1,22 @@
 """Hand a trained model on: `python -m utils.export CHECKPOINT --to onnx`.
 
-Writes the model of a checkpoint as a torch.export program (pt2), as ONNX or as safetensors, loads the file back, and
-compares its logits and predictions with the checkpoint's on samples of the evaluation data. BatchNorm is folded into
-the convolutions (not in safetensors). Further options are those of firing_num.py: -c, --data-dir, --use-ema, ...
+Writes the model of a checkpoint as a torch.export program (pt2), as ONNX, as safetensors or as a folder that timm
+reads (hub), loads it back, and compares its logits and predictions with the checkpoint's on samples of the evaluation
+data. BatchNorm is folded into the convolutions in pt2 and ONNX. Further options are those of firing_num.py: -c,
+--data-dir, --use-ema, ...
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.config.parse import parse_config
 from utils.config.settings import MEASURE
-from utils.errors import UserError, listed, run_script
+from utils.errors import UserError, first_line, listed, run_script
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from utils.config.settings import Config
     from utils.run.export_formats import Run
 
-KINDS = ("pt2", "onnx", "safetensors")
+KINDS = ("pt2", "onnx", "safetensors", "hub")
 # A potential this near to its threshold, relative to the largest one of its layer, may be rounded to either side of it:
 # some 80 roundings of float32.
 ROUNDING = 1e-5
@@ -63,8 +65,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--into", type=Path, help="folder (default: output/export/NAME OF THE CHECKPOINT'S FOLDER)")
     parser.add_argument("--samples", type=int, default=64, help="samples to compare on (default: 64)")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="hub: a report.json of this checkpoint, for the card"
+    )
+    parser.add_argument("--upload", metavar="USER/NAME", help="hub: upload the folder to the Hugging Face hub")
     parser.add_argument("--keep-batchnorm", action="store_true", help="do not fold BatchNorm")
     args, settings = parser.parse_known_args(argv)
+    if args.upload and "hub" not in args.to:
+        raise UserError("--upload: uploads what --to hub writes; add --to hub")
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: give 1 or more")
     # After parsing, so that a wrong option is answered at once: torch takes seconds to import.
@@ -80,10 +88,36 @@ def main(argv: list[str]) -> int:
 
     cfg = parse_config(["--resume", args.checkpoint, *settings], prog=MEASURE, description="", inside=settings_inside)
     folder = args.into or Path("output/export") / Path(args.checkpoint).resolve().parent.name
-    return export(cfg, args.to, folder, samples=args.samples, fold=not args.keep_batchnorm)
+    report = report_of(args.report, cfg) if args.report else None
+    status = export(cfg, args.to, folder, samples=args.samples, fold=not args.keep_batchnorm, report=report)
+    if args.upload and not status:
+        from utils.run.model_folder import upload
+
+        print(f"uploaded: {upload(path_of(folder, cfg, FORMATS['hub'].suffix), args.upload)}")
+    return status
 
 
-def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: bool) -> int:
+def path_of(folder: Path, cfg: Config, suffix: str) -> Path:
+    """Where a format's file (or folder) is written."""
+    return folder / f"{Path(cfg.resume).name.split('.')[0]}{suffix}"
+
+
+def report_of(path: Path, cfg: Config) -> dict[str, Any]:
+    """A report of `firing_num.py`; UserError unless it is one of the checkpoint that is exported."""
+    from utils.measure.measurement import checkpoint_facts
+
+    try:
+        report = json.loads(path.read_text())
+        measured = report["checkpoint"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--report {path} is no report.json of firing_num.py ({first_line(error)})") from error
+    if measured != checkpoint_facts(cfg.resume, {})["sha256"]:
+        raise UserError(f"--report {path} is of another checkpoint; measure {cfg.resume} with firing_num.py")
+    found: dict[str, Any] = report
+    return found
+
+
+def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: bool, report: Any = None) -> int:
     """Write and compare each format; 1 if one computes something else than the checkpoint."""
     import torch
 
@@ -92,7 +126,7 @@ def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: b
     from utils.data.loaders import build_eval_loader
     from utils.run.build import build_model
     from utils.run.checkpoint import load_weights
-    from utils.run.export_formats import FORMATS, Logits
+    from utils.run.export_formats import FORMATS, Logits, Source
     from utils.run.plugins import import_plugins
 
     import_plugins(cfg.plugin)
@@ -108,16 +142,6 @@ def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: b
     while len(x) < samples and (more := next(batches, None)):
         x = torch.cat([x, more[0]])
     x = x[:samples]
-    facts = {
-        "model": cfg.model,
-        "dataset": cfg.dataset,
-        "input": ["batch", *x.shape[1:]],
-        "mean": data.mean,
-        "std": data.std,
-        "crop_pct": data.crop_pct,
-        "interpolation": data.interpolation,
-        "time_steps": cfg.time_steps,
-    }
     folder.mkdir(parents=True, exist_ok=True)
     wrong = 0
     with torch.no_grad():
@@ -128,10 +152,11 @@ def export(cfg: Config, kinds: list[str], folder: Path, *, samples: int, fold: b
                 if not hasattr(net, "fuse"):
                     raise UserError(f"model {cfg.model} has no fuse(), which folds BatchNorm; add --keep-batchnorm")
                 net.fuse()  # type: ignore[operator]
-            path = folder / f"{Path(cfg.resume).name.split('.')[0]}{form.suffix}"
-            said = form.write(net, x[:2].clone(), path, facts)
+            path = path_of(folder, cfg, form.suffix)
+            said = form.write(Source(net, x[:2].clone(), cfg, data, report), path)
             agreement = compare(plain, expected, form.load(path, loaded()), x)
-            print(f"{kind}: {path} ({path.stat().st_size / 2**20:.1f} MiB), {said}")
+            size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+            print(f"{kind}: {path} ({size / 2**20:.1f} MiB), {said}")
             print(f"  {agreement}")
             wrong += not agreement.agrees
     if wrong:

@@ -64,13 +64,22 @@ def read_json(schema: type[T], path: Path, what: str, remedy: str) -> T:
         UserError: it cannot be read, is no JSON, or of another form.
     """
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(f"{what} is damaged or no JSON ({one_line(reason)}); {remedy}") from error
     return checked(schema, content, what, remedy)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object; of two entries with one name, one would have no effect."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+    return content
 
 
 def shown(value: Any) -> str:

@@ -71,12 +71,12 @@ class Config:
     log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)", only=TRAIN)
 
     model: str = _model("sdt", "registered model name")
-    layer: int = _model(4, "number of blocks", low=1, high=1000)
+    layer: int = _model(4, "number of blocks", low=1, high=200)
     dim: int = _model(256, "channels D of the blocks (had no default in the published command line)", low=8, high=65536)
     embed_dims: list[int] | None = _model(None, "V2: channels of the four stages, as 64 128 256 360 (null: the "
                                           "model's)", low=1, high=65536, lengths=(4,))
     depths: list[int] | None = _model(None, "V2: Transformer blocks of the last two stages, as 6 2 (null: the model's)",
-                                      low=1, high=1000, lengths=(2,))
+                                      low=1, high=200, lengths=(2,))
     num_heads: int = _model(8, "attention heads; divides dim, in V2 the last two of embed_dims", low=1, high=1024)
     mlp_ratio: int = _model(4, "hidden channels of the MLP, in units of dim", low=1, high=64)
     in_channels: int = _model(3, "input channels: 3 for images, 2 for events", low=1, high=1024)
@@ -127,7 +127,7 @@ class Config:
     interpolation: str = _data("", "resize method of evaluation (empty: by data set)", choices=("", *_INTERPOLATIONS))
     large_valid: bool = _data(False, "evaluate at 288 pixels: resize to 320, bilinear, then centre crop")
     workers: int = _data(4, "loader processes per process; 0 loads in the main one", low=0, high=1000, aliases=("-j",))
-    pin_mem: bool = _data(False, "page-locked host memory for faster copies to the GPU")
+    pin_mem: bool | None = _data(None, "page-locked host memory, for copies to the GPU beside its work (null: on CUDA)")
     no_prefetcher: bool = _data(False, "normalise in the loader processes instead of on the device")
     use_multi_epochs_loader: bool = _data(False, "kept between epochs in any case; the option is accepted")
     epoch_repeats: float = _data(0.0, "passes over the data that count as one epoch (0: one)", low=0, high=100,
@@ -265,6 +265,8 @@ class Config:
     recovery_interval: int = _checkpoint(0, "steps between checkpoints in an epoch (0: none)", low=0, high=1_000_000,
                                          only=TRAIN)
 
+    form: str = _measure("auto", "form of the model: trained, or merged (convolutions without a neuron between them "
+                         "joined, BatchNorm folded; auto: merged for V2)", choices=("auto", "trained", "merged"))
     energy_mode: str = _measure("exact", "operations charged: exactly those needed; formula: MACs x firing rate of the "
                                 "input; by the paper's supplement S1", choices=("exact", "formula", "paper"))
     first_conv: str = _measure("auto", "charge of the first convolution (auto: once for images, which are the same at "

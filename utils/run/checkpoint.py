@@ -13,13 +13,14 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from utils import torch_file
 from utils.errors import UserError, first_line
 from utils.files import replacing
+from utils.run.model_folder import is_model_folder, read_model_folder
 from utils.run.weights import check_values, key_difference, weights_in
 from utils.schema import shown
 from utils.torch_file import Proof
@@ -71,6 +72,8 @@ def read_checkpoint(path: str | Path, *, say: bool = True) -> dict[Any, Any]:
     """
     path = Path(path)
     if path.is_dir():
+        if is_model_folder(path):
+            return read_model_folder(path)
         raise UserError(f"checkpoint {path}: is a folder; give a file in it")
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
@@ -92,7 +95,11 @@ def settings_inside(path: str | Path) -> Mapping[Any, Any] | None:
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, use_ema: bool = False, fresh: tuple[str, ...] = ()
+    model: nn.Module,
+    path: str | Path,
+    use_ema: bool = False,
+    fresh: tuple[str, ...] = (),
+    content: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Load the weights in `path` into `model`, all of them or none, and return the whole checkpoint.
 
@@ -100,12 +107,13 @@ def load_weights(
         use_ema: load the moving average of the weights.
         fresh: keys that start with one of these may all be missing in the file; those of the model then stay, which the
             log says.
+        content: what `read_checkpoint(path)` returned, where it was read before.
 
     Raises:
         UserError: the file cannot be read, or its keys, shapes or values do not fit the model; the message lists the
             difference.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path) if content is None else content
     weights = weights_in(checkpoint, path, use_ema)
     if not any(_SPLIT in key for key in model.state_dict()):
         # The additional statistics of split BatchNorm are for training on augmented copies only.
@@ -116,6 +124,27 @@ def load_weights(
         _logger.info(f"{path} has no {', '.join(missing)}: they start fresh")
     load_fitting(model, weights, checkpoint, path)
     return checkpoint
+
+
+class TrainedWith(NamedTuple):
+    """What a file says about the model in it."""
+
+    time_steps: int | None  # None where the file does not say
+    second_head: bool  # for distillation
+    published: bool  # in the form of the authors' files of V2
+
+
+def trained_with(checkpoint: Mapping[str, Any], path: str | Path) -> TrainedWith:
+    """What the file says: this project's `config`, or the command line (`args`) that published files of V2 carry.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    given, args = checkpoint.get("config"), checkpoint.get("args")
+    steps = given.get("time_steps") if isinstance(given, Mapping) else getattr(args, "time_steps", None)
+    second = any(key.startswith("head_kd.") for key in weights_in(checkpoint, path))
+    published = hasattr(args, "time_steps") and "model" in checkpoint
+    return TrainedWith(steps if isinstance(steps, int) and steps > 0 else None, second, published)
 
 
 def load_fitting(

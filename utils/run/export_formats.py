@@ -13,13 +13,17 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.config.settings import Config
+from utils.data.facts import DataSettings
 from utils.errors import UserError, first_line
+from utils.run.model_folder import write_model_folder
 
 OPSET = 20  # of ONNX; the newest that the exporter of torch 2.6 writes
 Run = Callable[[Tensor], Tensor]
@@ -35,6 +39,31 @@ class Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits, _hook = self.model(x)
         return logits.mean(dim=0) if logits.dim() == 3 else logits
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    model: nn.Module  # in evaluation mode, on a CPU
+    example: Tensor  # a batch of two samples
+    cfg: Config
+    data: DataSettings
+    report: Mapping[str, Any] | None  # of `firing_num.py` for these weights
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a user of the file must know to prepare its input."""
+        return {
+            "model": self.cfg.model,
+            "dataset": self.cfg.dataset,
+            "input": ["batch", *self.example.shape[1:]],
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "crop_pct": self.data.crop_pct,
+            "interpolation": self.data.interpolation,
+            "time_steps": self.cfg.time_steps,
+        }
 
 
 class Format(ABC):
@@ -61,8 +90,8 @@ class Format(ABC):
             )
 
     @abstractmethod
-    def write(self, model: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
-        """Write `model` (in evaluation mode, on a CPU) and what is known of it; what to say of the file."""
+    def write(self, source: Source, path: Path) -> str:
+        """Write the model and what is known of it; what to say of the file."""
 
     @abstractmethod
     def load(self, path: Path, model: nn.Module) -> Run:
@@ -74,10 +103,10 @@ class TorchExport(Format):
 
     name, suffix = "pt2", ".pt2"
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
-        program = traced(model, example)
+    def write(self, source: Source, path: Path) -> str:
+        program = traced(source.model, source.example)
         with path.open("wb") as file:
-            torch.export.save(program, file, extra_files={"facts.json": json.dumps(facts)})
+            torch.export.save(program, file, extra_files={"facts.json": json.dumps(source.facts)})
         return f"{sum(node.op == 'call_function' for node in program.graph.nodes)} operations"
 
     def load(self, path: Path, model: nn.Module) -> Run:
@@ -91,18 +120,18 @@ class Onnx(Format):
 
     name, suffix, packages = "onnx", ".onnx", ("onnx", "onnxscript", "onnxruntime")
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
+    def write(self, source: Source, path: Path) -> str:
         import onnx
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own code
             written = torch.onnx.export(
-                traced(model, example), (example,), dynamo=True, opset_version=OPSET, verbose=False
+                traced(source.model, source.example), (source.example,), dynamo=True, opset_version=OPSET, verbose=False
             )
         assert written is not None
         proto = written.model_proto
         proto.metadata_props.extend(
-            onnx.StringStringEntryProto(key=name, value=json.dumps(value)) for name, value in facts.items()
+            onnx.StringStringEntryProto(key=name, value=json.dumps(value)) for name, value in source.facts.items()
         )
         if foreign := sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"}):
             raise UserError(
@@ -127,11 +156,11 @@ class Safetensors(Format):
 
     name, suffix, packages, takes_folded = "safetensors", ".safetensors", ("safetensors",), False
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, facts: Mapping[str, Any]) -> str:
+    def write(self, source: Source, path: Path) -> str:
         from safetensors.torch import save_file
 
-        tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-        save_file(tensors, path, metadata={name: json.dumps(value) for name, value in facts.items()})
+        tensors = {name: value.contiguous().clone() for name, value in source.model.state_dict().items()}
+        save_file(tensors, path, metadata={name: json.dumps(value) for name, value in source.facts.items()})
         return f"{len(tensors)} tensors"
 
     def load(self, path: Path, model: nn.Module) -> Run:
@@ -141,7 +170,25 @@ class Safetensors(Format):
         return Logits(model).eval()
 
 
-FORMATS: dict[str, Format] = {kind.name: kind for kind in (TorchExport(), Onnx(), Safetensors())}
+class Hub(Format):
+    """A folder that timm reads, see `utils.run.model_folder`."""
+
+    name, suffix, takes_folded = "hub", "-hub", False
+
+    def write(self, source: Source, path: Path) -> str:
+        write_model_folder(path, source.model.state_dict(), source.cfg, source.data, source.report)
+        return "for timm.create_model('local-dir:...', pretrained=True)" + (
+            ", with the report" if source.report else ""
+        )
+
+    def load(self, path: Path, model: nn.Module) -> Run:
+        import timm
+
+        net = timm.create_model(f"local-dir:{path}", pretrained=True)
+        return Logits(net).eval()
+
+
+FORMATS: dict[str, Format] = {kind.name: kind for kind in (TorchExport(), Onnx(), Safetensors(), Hub())}
 # What is refused, and why; see docs/export.md.
 REFUSED = {
     "torchscript": "torch is giving TorchScript up, and it cannot script neurons that keep a state; use pt2 or onnx",

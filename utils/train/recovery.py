@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from utils.config.settings import Config
-from utils.errors import Stopped, UserError
+from utils.errors import NonFiniteError, Stopped, UserError
 from utils.run.console import logger
 from utils.run.distributed import Process
 from utils.train.checkpoint_store import LAST, CheckpointStore
@@ -60,6 +62,7 @@ class Recovery:
     def __init__(self, cfg: Config, process: Process, state: RunState, store: CheckpointStore) -> None:
         self.stop = StopRequest()
         self._cfg, self._process, self._state, self._store = cfg, process, state, store
+        self._progress: dict[str, Any] = {}
         self._mark = (0, 0)  # the last multiple of `recovery_interval`: epoch, number
 
     def resume(self) -> tuple[int, EpochSums | None]:
@@ -132,12 +135,37 @@ class Recovery:
 
     def save(self, epoch: int, sums: EpochSums) -> None:
         """Write the recovery checkpoint of this place in the epoch."""
-        progress = {
+        self.note(sums)
+        self._write(epoch)
+        # A launcher that sees one process end kills the others, also the one that still writes.
+        self._process.wait_for_all()
+
+    def note(self, sums: EpochSums) -> None:
+        """Bring together how far the processes are in the epoch, for the next checkpoint."""
+        self._progress = {
             "steps": sums.steps,
             "loss_sums": self._process.gather(float(sums.loss_sum)),
             "samples": self._process.gather(sums.samples),
         }
+
+    def _write(self, epoch: int) -> None:
         if self._process.is_main:
-            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, progress)
-        # A launcher that sees one process end kills the others, also the one that still writes.
-        self._process.wait_for_all()
+            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, self._progress)
+
+    @contextlib.contextmanager
+    def kept(self, epoch: int) -> Iterator[None]:
+        """Around what follows the last step of an epoch: if it fails, the recovery checkpoint keeps the work.
+
+        The processes may fail apart from each other, so none waits for another one.
+        """
+        try:
+            yield
+        except (Stopped, NonFiniteError):
+            raise
+        except Exception:
+            with contextlib.suppress(Exception):  # the first error is the one to show
+                self._write(epoch)
+                logger.info(
+                    f"the steps of epoch {epoch + 1} are kept: continue with the same command and --resume auto"
+                )
+            raise

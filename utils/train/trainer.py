@@ -34,6 +34,7 @@ from utils.run.build import (
 from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process, keep_gradient_strides
 from utils.run.evaluation import EvalResult, evaluate
+from utils.run.memory import refuse_what_does_not_fit
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
@@ -53,6 +54,14 @@ def _compiled(model: nn.Module) -> nn.Module:
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     return compiled
+
+
+def parallel(model: nn.Module, device: torch.device, compiles: bool) -> nn.Module:
+    """`model` for data-parallel training, compiled around the wrapper if asked for: torch.compile then ends its graphs
+    where a bucket of gradients is complete, and their exchange runs beside the rest of the backward pass."""
+    keep_gradient_strides(model)
+    wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return _compiled(wrapped) if compiles else wrapped
 
 
 class Trainer:
@@ -79,6 +88,7 @@ class Trainer:
             )
         set_deterministic(cfg.deterministic)
         seed_step(cfg.seed)  # the same first weights in every process
+        self.need = refuse_what_does_not_fit(cfg, process.device)
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
@@ -120,19 +130,12 @@ class Trainer:
             self.start_epoch, self.sums = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
-        self.parallel = self._parallel(self.compiled)
+        self.parallel = self.compiled if process.world_size == 1 else parallel(model, process.device, cfg.compile)
         models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
         self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
-
-    def _parallel(self, model: nn.Module) -> nn.Module:
-        if self.process.world_size == 1:
-            return model
-        keep_gradient_strides(model)
-        ids = [self.process.device.index] if self.process.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
 
     def describe(self) -> None:
         """Log what will run, and how."""
@@ -208,6 +211,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = sums
+        self.recovery.note(sums)
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -252,10 +256,11 @@ class Trainer:
             if done <= common and self.recovery.must_stop():
                 raise self.recovery.stopped()
 
-        return {
-            name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
-            for name, model in models.items()
-        }
+        with self.recovery.kept(epoch):
+            return {
+                name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
+                for name, model in models.items()
+            }
 
     def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation batches; a few samples of the first one are kept, and shown in TensorBoard."""
@@ -267,18 +272,19 @@ class Trainer:
             yield x, y
 
     def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:
-        """Log the epoch, write its checkpoint, and set the next learning rate."""
+        """Log the epoch, set the next learning rate, and write the epoch's checkpoint."""
         lr = learning_rate(self.state.optimizer)
         judged = evaluated.get("ema", evaluated["eval"])
         metric = getattr(judged, self.cfg.eval_metric)
-        set_learning_rate(self.state.schedule, epoch + 1, metric)
+        with self.recovery.kept(epoch):
+            if self.log is not None:
+                row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
+                for name, result in evaluated.items():
+                    row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
+                # The row first: a resumed run deletes rows that are later than its checkpoint.
+                self.log.epoch(row, self._extras(trained, judged))
+            set_learning_rate(self.state.schedule, epoch + 1, metric)
         if self.process.is_main:
-            assert self.log is not None
-            row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
-            for name, result in evaluated.items():
-                row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
-            # The row first: a resumed run deletes rows that are later than its checkpoint.
-            self.log.epoch(row, self._extras(trained, judged))
             self.store.save(self.state.snapshot(self.cfg), epoch, metric)
             done = epoch + 1 - self.start_epoch
             left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)
