@@ -1,4 +1,4 @@
-"""Energy: arithmetic, published figures, modes; and the proof that a network is spike-driven."""
+"""Energy: arithmetic, published figures, modes."""
 
 from __future__ import annotations
 
@@ -205,6 +205,8 @@ def test_attention_is_charged_for_the_spikes_that_meet():
     exact = {row.name: row for row in account(counts, sum_rates=rates).rows}["block.0.attn.kv_sum"]
     formula = {row.name: row for row in account(counts, mode="formula", sum_rates=rates).rows}["block.0.attn.kv_sum"]
     assert exact.operations == sum(met.spikes) / 4
+    assert exact.kind == formula.kind == "AC"
+    assert exact.energy_pJ == pytest.approx(0.9 * exact.operations)
     assert formula.operations == pytest.approx((sum(k.spikes) + sum(v.spikes)) / 4)
     assert exact.operations < formula.operations  # R-hat N D overcounts
 
@@ -249,3 +251,11 @@ def test_a_silent_network_has_no_ratio():
     silent = EnergyReport("exact", "once", COSTS["fp32"], 4, [])
     assert compare(shape, silent).ratio is None
     assert compare(shape, silent).attention_ratio is None
+
+
+def test_memory_of_an_image_is_counted_in_bytes():
+    spikes, image = counts_of(layer()), counts_of(layer(values=Values("real", 0.1, 2.5)))
+    weights_and_outputs = 2 * 4 * (30 + 20)
+    assert memory_bytes(spikes, COSTS["fp32"]) == weights_and_outputs + 2 * 50 / 8
+    assert memory_bytes(image, COSTS["fp32"]) == weights_and_outputs + 2 * 50 * 4
+    assert memory_bytes(image, COSTS["int8"]) == (weights_and_outputs + 2 * 50 * 4) / 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import nn
 
 from model import sdt
 from module.neuron import make_neuron, sj_neuron
+from utils.measure import addition_run
 from utils.measure.additions import add_conv, add_rows
 from utils.measure.geometry import Geometry
 from utils.measure.synapse_counts import count_conv, count_selected
-from utils.measure.verify import verify_spike_driven
+from utils.measure.verify import Verification, verify_spike_driven
 
 T, C = 3, 6
 
@@ -316,3 +319,32 @@ def test_additions_of_chosen_rows_are_a_product():
     y, additions = add_rows(spikes, others, pairs=True)
     assert torch.equal(y, spikes @ others)
     assert additions == int(y.sum()) == int(count_selected(spikes, others, True).counts[1].sum())
+
+
+def test_the_proof_fails_on_logits_counts_values_and_operators():
+    good = Verification(2, [], [], 1e-12, {"a": 5}, {"a": 5}, 1)
+    assert good.passed
+    assert not any("FAILED" in line for line in good.lines())
+    for change, wrong in (
+        (dict(logits_difference=1e-8), "logits differ by 1.0e-08"),
+        (dict(logits_difference=None), ""),
+        (dict(additions={"a": 4}), "4 additions done, 5 counted; wrong in a"),
+        (dict(additions={"a": 6}), "6 additions done, 5 counted; wrong in a"),
+        (dict(additions={"a": 5, "b": 1}), "6 additions done, 5 counted; wrong in b"),
+        (dict(expected={"a": 5, "b": 1}), "5 additions done, 6 counted; wrong in b"),
+        (dict(not_binary=["b"]), "other values than 0 and 1 enter b"),
+        (dict(unsupported=["softmax in b"]), "softmax in b"),
+    ):
+        bad = replace(good, **change)
+        assert not bad.passed, change
+        assert any(line.startswith("FAILED") and wrong in line for line in bad.lines()) == bool(wrong), change
+
+
+def test_a_layer_that_adds_otherwise_fails_the_proof(monkeypatch):
+    right = addition_run.add_rows
+    monkeypatch.setattr(addition_run, "add_rows", lambda *args: (right(*args)[0] + 1e-6, right(*args)[1]))
+    proof = verify_spike_driven(Net(lambda n, s: n.fc(s)), data())
+    assert not proof.passed
+    assert proof.logits_difference is not None
+    assert proof.logits_difference > 1e-9
+    assert proof.miscounted == []

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from utils.output import keep_going_without_output
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
@@ -62,6 +64,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def shortened(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message; cut where it is longer than `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more than 4,300 digits, which Python does not write
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 def listed(names: Sequence[str], limit: int = 6) -> str:
     """The first `limit` names for a line of text, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -73,9 +84,10 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
     A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130, a run that a signal stopped
     in its own message and 128 + the signal. Any other exception is a defect of the program and keeps its traceback.
-    Of several processes, one speaks.
+    Of several processes, one speaks. Output that cannot be written any more is dropped (`utils.output`).
     """
     script = Path(sys.argv[0]).name
+    keep_going_without_output()
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -101,9 +113,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def _speaks() -> bool:
-    """Whether this process is the first of a launcher's, or the only one."""
+    """Whether this process is the first of a launcher's, or the only one; also if its place makes no sense."""
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world_size.isdecimal():
+        return not 0 < int(rank[:12]) < int(world_size[:12])
     if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
+        return True
     return os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.measure.synapse_counts import Geometry
+from utils.measure.geometry import Geometry
 
 _SPIKES_AT_ONCE = 1 << 16  # rows of weights gathered at a time: bounds the memory
 

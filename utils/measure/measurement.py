@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,18 @@ from utils.data.datasets import dataset_facts, resolve_data
 from utils.data.facts import DataSettings
 from utils.data.loaders import build_eval_loader
 from utils.errors import UserError, listed
-from utils.measure.energy import COSTS, Cost, EnergyReport, account
+from utils.measure.energy import Cost, EnergyReport, account
 from utils.measure.energy_extras import extra_rows
 from utils.measure.family import Comparison, Family, family_of
 from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
+from utils.measure.hardware import Hardware, read_hardware
+from utils.measure.models.totals import ModelTotal, model_totals
+from utils.measure.models.workload import workload
 from utils.measure.synapse_counts import Counts
-from utils.measure.synapses import SynapseRecorder
+from utils.measure.synapses import SynapseRecorder, neurons_of
 from utils.measure.totals import interleaved
-from utils.run.build import build_model, make_faster
-from utils.run.checkpoint import load_weights
+from utils.run.build import build_model, layout_of, make_faster, set_layout
+from utils.run.checkpoint import load_weights, read_checkpoint, trained_with
 from utils.run.console import Progress
 from utils.run.contract import check_contract
 from utils.run.distributed import Process
@@ -42,6 +45,7 @@ class Measured:
     counts: Counts
     energy: EnergyReport
     others: list[EnergyReport]  # the other accounting modes, from the same counts
+    models: list[ModelTotal]  # energy with memory and state too, of the network and its twins
     family: Family | None
     convention: str  # how the attention of the ANN twin is counted
     notes: list[str]  # what is left out and why, and what else a reader must know
@@ -49,12 +53,17 @@ class Measured:
     @property
     def mean_firing_rate(self) -> float | None:
         """Values that are not 0 over elements of all spike tensors together; None where there is no such tensor."""
-        elements = sum(row.elements_per_step * len(row.nonzero) for row in self.firing)
-        return sum(sum(row.nonzero) for row in self.firing) / elements if elements else None
+        return mean_rate(self.firing)
 
     def compare(self, report: EnergyReport) -> Comparison | None:
         """The ANN twin beside one of the accounting modes; None without a family."""
         return self.family.compare(report, self.convention) if self.family else None
+
+
+def mean_rate(firing: list[FiringRow]) -> float | None:
+    """Values that are not 0 over elements of all these tensors together; None if there is no tensor."""
+    elements = sum(row.elements_per_step * len(row.nonzero) for row in firing)
+    return sum(sum(row.nonzero) for row in firing) / elements if elements else None
 
 
 class Measurement:
@@ -73,26 +82,54 @@ class Measurement:
                 f"first_conv: 'once' does not fit the events of {cfg.dataset}, which differ at every step; "
                 "use per_step or auto"
             )
-        self.cfg = cfg
+        self.hardware = chosen_hardware(cfg)
+        self.cost = self.hardware.cost
+        self.notes: list[str] = []
+        content = read_checkpoint(cfg.resume)
+        self.cfg = cfg = self._as_in_file(cfg, content)
         self.process = process
         self.model = build_model(cfg)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.precision = Precision(cfg, process.device)
-        self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
+        self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema, content=content)
+        self._choose_form()
         self.model.to(process.device)
-        if cfg.channels_last:
-            self.model.to(memory_format=torch.channels_last)
         check_contract(cfg, self.model, process.device)
         make_faster(cfg, self.model, process, self.precision, training=False)
+        set_layout(cfg, self.model, process.device)
+        innermost, _ = layout_of(cfg, self.model, process.device)
+        self.cfg = cfg = replace(cfg, channels_last=innermost)  # images have the layout of the weights
         self.data: DataSettings = resolve_data(cfg)
-        self.cost = chosen_cost(cfg)
         self.mode = cfg.energy_mode
         self.extras = list(cfg.energy_extras or [])
-        self.notes: list[str] = []
         self.sources = spike_sources(self.model)
         self.family = family_of(self.model, *self.data.eval_size[1:])
         if self.family is None:
             self._leave_out_family("it is of no known family")
+        elif self.mode == "paper" and not self.family.paper_mode:
+            raise UserError(
+                f"energy_mode: paper is not there for {cfg.model}: {self.family.why_no_paper}; use exact or formula"
+            )
         self.rehearse()
+
+    def _as_in_file(self, cfg: Config, content: Mapping[str, Any]) -> Config:
+        """`cfg` with the second head that the weights have, and with their time steps where none are given."""
+        trained = trained_with(content, cfg.resume)
+        if "time_steps" not in cfg.explicit:
+            cfg = replace(cfg, time_steps=trained.time_steps or cfg.time_steps)
+        elif trained.time_steps not in (None, cfg.time_steps):
+            self.notes.append(
+                f"time_steps: measured at T = {cfg.time_steps}, the checkpoint was trained at T = {trained.time_steps}"
+            )
+        return replace(cfg, kd="hard" if trained.second_head else "none")  # which kind has no effect here
+
+    def _choose_form(self) -> None:
+        """Merge the model where that is asked for; in evaluation it computes the same."""
+        form = self.cfg.form
+        if form == "merged" and not hasattr(self.model, "fuse"):
+            raise UserError(f"form: model {self.cfg.model} has no fuse() that would merge it; leave form out")
+        if form == "merged" or (form == "auto" and getattr(self.model, "has_merged_form", False)):
+            self.model.eval().fuse()  # type: ignore[operator]
 
     def _leave_out_family(self, why: str) -> None:
         self.family = None
@@ -156,19 +193,29 @@ class Measurement:
         reports = {mode: self._energy(mode, counts, rates, labels) for mode in modes}
         residual = None
         if self.family:
-            reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
+            if (paper := self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)) is not None:
+                reports["paper"] = paper
+            reports = {mode: replace(report, form=self.family.form) for mode, report in reports.items()}
             residual = self.family.shape.residual_additions_per_step()
-        memory = self.cfg.memory_pj
+        memory = self.hardware.memory_pj_per_byte or 0.0
         extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
+        models, left_out = self._models(reports[modes[0]], counts, firing)
         return Measured(
             accuracy=accuracy,
             firing=firing,
             counts=counts,
             energy=replace(reports.pop(self.mode), extras=extras),
             others=list(reports.values()),
+            models=models,
             family=self.family,
             convention=self.cfg.ann_attention,
-            notes=[*self.notes, *self._firing_notes(firing)],
+            notes=[
+                *self.notes,
+                *self._firing_notes(firing),
+                *self._accuracy_notes(accuracy),
+                *left_out,
+                *(self.family.notes(rates) if self.family else ()),
+            ],
         )
 
     def _energy(self, mode: str, counts: Counts, rates: dict[str, list[float]], labels: Tensor) -> EnergyReport:
@@ -179,6 +226,29 @@ class Measurement:
         if self.family:
             sums |= dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
         return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
+
+    def _accuracy_notes(self, accuracy: EvalResult) -> list[str]:
+        trained = trained_with(self.checkpoint, self.cfg.resume)
+        if not (trained.published and trained.second_head) or accuracy.top1 > 5 * 100 / self.cfg.num_classes:
+            return []
+        return [
+            "the accuracy is near chance. In the authors' code before 2024-03-25, the first head was fed the averaged "
+            "membrane values and only the second one (head_kd) the spikes; a file of that time does not fit "
+            "today's form, in which both are fed the spikes"
+        ]
+
+    def _models(
+        self, report: EnergyReport, counts: Counts, firing: list[FiringRow]
+    ) -> tuple[list[ModelTotal], list[str]]:
+        names = {module: name for name, module in neurons_of(self.model).items()}
+        spikes = {
+            names[self.sources[row.name]]: sum(row.nonzero) / counts.samples
+            for row in firing
+            if self.sources[row.name] in names
+        }
+        work = workload(report, counts, dict(self.model.named_modules()), spikes)
+        products = self.family.twin_products(self.cfg.ann_attention) if self.family else None
+        return model_totals(self.cfg.energy_model, work, products, self.hardware, mean_rate(firing))
 
     def _firing_notes(self, firing: list[FiringRow]) -> list[str]:
         notes = []
@@ -207,12 +277,20 @@ def _noting_labels(loader: Iterable[tuple[Tensor, Tensor]], labels: list[Tensor]
         yield x, y
 
 
-def chosen_cost(cfg: Config) -> Cost:
-    """The preset, or the user's own prices."""
-    preset = COSTS[cfg.energy_cost]
+def chosen_hardware(cfg: Config) -> Hardware:
+    """The preset, with the user's own prices in it.
+
+    Raises:
+        UserError: there is no such preset, or its file is not as it should be.
+    """
+    preset = read_hardware(cfg.energy_cost, cfg.hardware)
+    if cfg.memory_pj is not None:
+        preset = replace(preset, memory_pj_per_byte=cfg.memory_pj)
     if cfg.mac_pj is None and cfg.ac_pj is None:
         return preset
-    return Cost("own costs", cfg.mac_pj or preset.mac, cfg.ac_pj or preset.ac, preset.bytes_per_value)
+    known = preset.cost
+    own = Cost("own costs", cfg.mac_pj or known.mac, cfg.ac_pj or known.ac, known.bytes_per_value)
+    return replace(preset, cost=own)
 
 
 def checkpoint_facts(path: str, content: dict[str, Any]) -> dict[str, Any]:

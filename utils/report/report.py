@@ -18,6 +18,7 @@ from utils.measure.measurement import Measured
 from utils.measure.sweep import SweepPoint
 from utils.measure.verify import Verification
 from utils.report import cells, tables
+from utils.report.models import model_cells, model_lines
 from utils.report.pictures import Picture
 
 SCHEMA = "sdt-report/1"
@@ -53,6 +54,9 @@ class Report:
         found.append((f"Operations and energy per sample ({m.energy.accounting})", energy_text(m.energy)))
         totals = tables.terminal(*cells.total_cells(m))
         found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
+        if m.models:
+            lines = [tables.terminal(*model_cells(m.models), left=1), *model_lines(m.models)]
+            found.append(("Energy by model", "\n".join(lines)))
         if spread := m.energy.per_sample:
             lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
             found.append(("Spread between samples", "\n".join(lines)))
@@ -92,6 +96,7 @@ class Report:
                 spiking_pJ_per_block=twin.spiking_attention_pJ,
                 ratio=twin.attention_ratio,
             ),
+            "energy_models": [total.as_dict() for total in m.models],
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},

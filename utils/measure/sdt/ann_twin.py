@@ -5,11 +5,11 @@ Legend: D channels of a token, N tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from utils.measure.energy import COSTS, PJ_PER_MJ, Cost, EnergyReport
+from utils.measure.energy import COSTS, Cost, EnergyReport
+from utils.measure.models.workload import Product
 from utils.measure.sdt.names import QKV, TOKEN_SUM, layer
 from utils.measure.sdt.shape import SdtShape
+from utils.measure.twin import Comparison
 
 # f(Q, K, V), the two matrix products of attention: as table 1 prints it (2 N N D), and as the published totals need
 # it (2 N D D: 41.77 mJ for 8-512).
@@ -28,6 +28,21 @@ def attention_macs(shape: SdtShape, convention: str = "printed") -> int:
     return 2 * N * D * (N if convention == "printed" else D) + 3 * N * N
 
 
+def attention_products(shape: SdtShape, convention: str = "printed") -> list[Product]:
+    """The products of all blocks' attention, with the activations they read and write.
+
+    Q, K and V are read once and the output is written once: the N x N map between the two products is never stored.
+    """
+    values = shape.tokens * shape.channels
+    rest = 3 * shape.tokens**2  # scale and softmax
+    f = attention_macs(shape, convention) - rest
+    found = []
+    for block in range(shape.depths):
+        found.append(Product(layer(block, "attn.f"), f, inputs=3 * values, operands=values, outputs=values))
+        found.append(Product(layer(block, "attn.softmax"), rest, elementwise=True))
+    return found
+
+
 def ann_macs(shape: SdtShape, convention: str = "printed") -> int:
     """Everything the twin computes for one image: all layers, position conv and head included."""
     return sum(shape.macs().values()) + shape.depths * attention_macs(shape, convention)
@@ -39,39 +54,11 @@ def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost =
     return cost.mac * (projections + attention_macs(shape, convention))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A spiking network and its twin: everything, and self-attention alone in the mean block, the linear layer after
-    it left out (the paper's table 4). A ratio is None where the spiking network does nothing."""
-
-    convention: str
-    macs: int  # of the twin
-    energy_pJ: float
-    spiking_pJ: float
-    attention_pJ: float
-    spiking_attention_pJ: float
-
-    @property
-    def energy_mJ(self) -> float:
-        return self.energy_pJ / PJ_PER_MJ
-
-    @property
-    def ratio(self) -> float | None:
-        return self.energy_pJ / self.spiking_pJ if self.spiking_pJ else None
-
-    @property
-    def attention_ratio(self) -> float | None:
-        return self.attention_pJ / self.spiking_attention_pJ if self.spiking_attention_pJ else None
-
-    @property
-    def formula(self) -> str:
-        return "2 N² D, as printed" if self.convention == "printed" else "2 N D², as the published totals"
-
-
 def compare(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> Comparison:
     """The twin beside one accounting of the spiking network."""
     macs, cost = ann_macs(shape, convention), spiking.cost
     parts = {layer(block, part) for block in range(shape.depths) for part in (*QKV, TOKEN_SUM)}
     attention = sum(row.energy_pJ for row in spiking.rows if row.name in parts) / shape.depths
     twin = attention_twin_pJ(shape, convention, cost)
-    return Comparison(convention, macs, macs * cost.mac, spiking.total_pJ, twin, attention)
+    formula = "2 N² D, as printed" if convention == "printed" else "2 N D², as the published totals"
+    return Comparison(convention, formula, macs, macs * cost.mac, spiking.total_pJ, twin, attention)
