@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import FORWARD_FILES, load_tensors, model_arguments, under
+from golden_v2 import golden_model
 from test_synapses import tiny_sdt
 from torch import nn
 
@@ -348,3 +349,16 @@ def test_a_layer_that_adds_otherwise_fails_the_proof(monkeypatch):
     assert proof.logits_difference is not None
     assert proof.logits_difference > 1e-9
     assert proof.miscounted == []
+
+
+def test_v2_passes_in_its_merged_form_and_not_as_trained():
+    tensors, model = golden_model("t1_h2")
+    trained = verify_spike_driven(model, tensors["input"][:1])
+    assert not trained.passed
+    assert all(name.endswith((".pwconv2", ".body.2.0", ".body.2.1")) for name in trained.not_binary)
+    assert {name.rsplit(".", 1)[-1] for name in trained.not_binary} == {"pwconv2", "0", "1"}
+    merged = verify_spike_driven(model.eval().fuse(), tensors["input"][:1])
+    assert merged.passed, merged.lines()
+    scale = "mul (x 0.125) in block3.0.attn: taken into the threshold of block3.0.attn.attn_lif"
+    assert scale in merged.absorbed
+    assert merged.additions["block3.0.attn: bmm 2"] > 0
