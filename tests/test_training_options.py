@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import sys
@@ -123,10 +124,10 @@ def test_accumulated_batches_train_like_one_large_batch():
     from utils.train.step import TrainStep, train_one_epoch
 
     torch.manual_seed(0)
-    x, y = torch.randn(28, 5, 1, 1, dtype=torch.float64), torch.arange(28) % 3
+    x, y = torch.randn(32, 5, 1, 1, dtype=torch.float64), torch.arange(32) % 3
     weights = []
     for size, accumulate in ((12, 1), (4, 3), (4, 1)):
-        # 28 samples: the last group is smaller, as at the end of an epoch.
+        # 32 samples: the last group has two batches of four, as at the end of an epoch.
         batches = list(zip(x.split(size), y.split(size), strict=True))
         model = Linear()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -162,7 +163,7 @@ def finished(tmp_path_factory):
     """The folder of a run of two epochs that saved its images."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yml").write_text(CONFIG)
-    run(folder, "--epochs", "2", "--save-images")
+    run(folder, "--epochs", "2", "--save-images", target=functools.partial(processes.train, curves=True))
     return folder
 
 
