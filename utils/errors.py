@@ -101,6 +101,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         remedy = "check the name, the free space and the rights there"
         print(f"{script}: error: {error.strerror}{where}; {remedy}", file=sys.stderr)
         status = USAGE_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        remedy = "make batch_size, time_steps or the model smaller; train.py --dry-run tells what a run needs"
+        print(f"{script}: error: out of memory: {first_line(error)}; {remedy}", file=sys.stderr)
+        status = USAGE_ERROR
     except Stopped as stop:
         if _speaks():
             print(f"{script}: {stop}", file=sys.stderr)
@@ -110,6 +116,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
             print(f"{script}: interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's errors, whose classes are not known here: this file imports no torch."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return "MemoryError" in names or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
 def _speaks() -> bool:

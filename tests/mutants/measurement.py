@@ -64,8 +64,8 @@ MUTANTS = faults(
     ),
     (
         _VERIFY,
-        "        again = _logits(second(x))\n",
-        "        again = logits\n",
+        "again = _logits(second(x))\n",
+        "again = logits\n",
         "the proof compares the logits with themselves",
         "test_verify.py::test_a_layer_that_adds_otherwise_fails_the_proof",
     ),
@@ -155,8 +155,8 @@ MUTANTS = faults(
     ),
     (
         _MEASUREMENT,
-        "load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)",
-        "load_weights(self.model, cfg.resume)",
+        "cfg.resume, use_ema=cfg.use_ema",
+        "cfg.resume",
         "the moving average is asked for and the weights are measured",
         "test_firing_num.py::test_moving_average_weights_on_request",
     ),

@@ -71,12 +71,12 @@ class Config:
     log_wandb: bool = _run(False, "log to Weights & Biases too (needs the package wandb)", only=TRAIN)
 
     model: str = _model("sdt", "registered model name")
-    layer: int = _model(4, "number of blocks", low=1, high=1000)
+    layer: int = _model(4, "number of blocks", low=1, high=200)
     dim: int = _model(256, "channels D of the blocks (had no default in the published command line)", low=8, high=65536)
     embed_dims: list[int] | None = _model(None, "V2: channels of the four stages, as 64 128 256 360 (null: the "
                                           "model's)", low=1, high=65536, lengths=(4,))
     depths: list[int] | None = _model(None, "V2: Transformer blocks of the last two stages, as 6 2 (null: the model's)",
-                                      low=1, high=1000, lengths=(2,))
+                                      low=1, high=200, lengths=(2,))
     num_heads: int = _model(8, "attention heads; divides dim, in V2 the last two of embed_dims", low=1, high=1024)
     mlp_ratio: int = _model(4, "hidden channels of the MLP, in units of dim", low=1, high=64)
     in_channels: int = _model(3, "input channels: 3 for images, 2 for events", low=1, high=1024)
