@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
+import random
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from utils.config.settings import Config
 from utils.data.batch_picture import save_batch
 from utils.data.device_loader import Batch
 from utils.data.loaders import build_loaders
-from utils.errors import NonFiniteError, UserError
+from utils.errors import NonFiniteError, UserError, first_line
 from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
@@ -50,7 +52,24 @@ from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 _SHOWN_SAMPLES = 16
 
 
+@functools.cache
+def _try_compiler() -> None:
+    """Compile one multiplication: torch would say only in the first step what it lacks, and then in many lines.
+
+    The factor is another one each time, so that no stored result hides a compiler that is gone.
+    """
+    factor = random.SystemRandom().random()  # the run's own random numbers are not touched
+    try:
+        torch.compile(lambda x: x * factor)(torch.ones(4))
+    except RuntimeError as error:
+        raise UserError(
+            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, set "
+            "CXX to its path, or leave compile out"
+        ) from error
+
+
 def _compiled(model: nn.Module) -> nn.Module:
+    _try_compiler()
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     return compiled
