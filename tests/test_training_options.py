@@ -18,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recovery import TINY
 from tiny import quick
 
+from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
+from utils.train import trainer
 
 # What is tested here does not depend on how the parts of the model are computed, nor on the number of samples.
 CONFIG = quick(TINY)
@@ -258,3 +260,19 @@ def test_weights_and_biases_missing_is_one_line(folder):
     assert "error: log_wandb: the package wandb cannot be imported" in text
     assert not list(folder.glob("output/train/*"))  # a run that never began leaves no folder
     assert "Traceback" not in text
+
+
+def test_compile_without_a_compiler_is_one_line_before_the_first_step(monkeypatch):
+    seen = []
+
+    def refuses(function):
+        seen.append(function(torch.ones(1)).item())
+        raise RuntimeError("InvalidCxxCompiler: no working compiler\n\nSet TORCHDYNAMO_VERBOSE=1 ...")
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    for _ in range(2):
+        trainer._try_compiler.cache_clear()
+        with pytest.raises(UserError, match=r"compile: .*InvalidCxxCompiler: no working compiler\); .*CXX") as caught:
+            trainer._compiled(torch.nn.Linear(1, 1))
+        assert "\n" not in str(caught.value)
+    assert seen[0] != seen[1]  # else a stored result could hide what is missing
