@@ -45,7 +45,7 @@ def neurons_of(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> spiking neuron layer: SpikingJelly's, and modules with a `v_threshold` that contain no other such."""
     return {
         name: module
-        for name, module in _named_modules(model).items()
+        for name, module in named_modules(model).items()
         if _is_neuron(module) and sum(map(_is_neuron, module.modules())) == 1
     }
 
@@ -58,7 +58,8 @@ def reset_neurons(model: nn.Module) -> None:
             module.reset()  # type: ignore[operator]
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module; the model itself under the name of its class."""
     return {name or type(module).__name__: module for name, module in model.named_modules()}
 
 
@@ -88,7 +89,7 @@ class SynapseRecorder(Recorder):
     ) -> None:
         self._model = model
         self._exact = exact
-        named = _named_modules(model)
+        named = named_modules(model)
         self._layers = {name: m for name, m in named.items() if isinstance(m, COUNTED)}
         self._neurons = neurons_of(model)
         self._norms = {name: m for name, m in named.items() if isinstance(m, _NORMS)}

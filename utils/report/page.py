@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.measure.energy import EnergyReport
-from utils.report import cells, tables
+from utils.report import cells, models, tables
 from utils.report.cells import Rates
 
 _MOST_KEYS = 8  # time steps that the legend of the firing rates names; of more, the first and the last
@@ -34,7 +34,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= dict(energy=tables.energy, ratio=tables.ratio, rate=tables.rate, data_uri=_data_uri)
-    found.globals |= dict(cells=cells, tables=tables, energy_bars=energy_bars, rate_bars=rate_bars)
+    found.globals |= dict(cells=cells, models=models, tables=tables, energy_bars=energy_bars, rate_bars=rate_bars)
     return found
 
 

@@ -18,7 +18,7 @@ from utils.measure.measurement import Measured
 from utils.measure.sweep import SweepPoint
 from utils.measure.verify import Verification
 from utils.report import cells, tables
-from utils.report.models import models_text
+from utils.report.models import model_cells, model_lines
 from utils.report.pictures import Picture
 
 SCHEMA = "sdt-report/1"
@@ -55,7 +55,9 @@ class Report:
         totals = tables.terminal(*cells.total_cells(m))
         found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
         if m.models:
-            found.append(("Energy by model", models_text(m.models)))
+            incomplete = " (INCOMPLETE, as the totals are)" if m.energy.incomplete else ""
+            table = tables.terminal(*model_cells(m.models), left=1)
+            found.append((f"Energy by model{incomplete}", "\n".join([table, *model_lines(m.models)])))
         if spread := m.energy.per_sample:
             lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
             found.append(("Spread between samples", "\n".join(lines)))
@@ -96,6 +98,7 @@ class Report:
                 ratio=twin.attention_ratio,
             ),
             "energy_models": [total.as_dict() for total in m.models],
+            "neurobench": m.neurobench.as_dict(),
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},
