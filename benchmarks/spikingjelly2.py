@@ -15,6 +15,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -78,14 +79,14 @@ def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
     print_json("benchmarks.spikingjelly2", facts, device, seconds.failed)
 
 
-def install(folder: Path) -> None:
+def install(folder: Path, packages: Sequence[str] = PACKAGES, python: str = sys.executable) -> None:
     """Install the packages into `folder` unless they are there."""
     stamp = folder / "installed.txt"
-    if stamp.exists() and stamp.read_text() == "\n".join(PACKAGES):
+    if stamp.exists() and stamp.read_text() == "\n".join(packages):
         return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-    subprocess.run([*command, *PACKAGES], check=True)
-    stamp.write_text("\n".join(PACKAGES))
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+    subprocess.run([*command, *packages], check=True)
+    stamp.write_text("\n".join(packages))
 
 
 def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
