@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 DEMO := output/train/demo
 
-.PHONY: help demo figures lint test format bench bench-gpu
+.PHONY: help demo figures lint test mutants format bench bench-gpu
 
 help:
 	@echo "make demo    train a small spike-driven transformer on handwritten digits, then measure firing rates and energy"
 	@echo "make test    check style and types, and run all tests"
+	@echo "make mutants plant small faults in a copy of the program, and see whether the tests find them (many minutes)"
 	@echo "make bench   measure speed and memory on the CPU, as ratios to the published computation (some minutes)"
 	@echo "make bench-gpu  the same on a CUDA device, also with ImageNet sizes"
 	@echo "make lint    check style and types only"
@@ -45,6 +46,9 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -62,18 +66,36 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sparse_engine
 	$(BIN)/python -m benchmarks.sparse_layer
 
+# One call per size, and one of three parts of the work: each stays below ten minutes. Without a package index:
+# INTERPRETER=python3 of an environment that has the packages, SPIKINGJELLY2="--python FILE" or "--folder FOLDER"
+# for SpikingJelly 2.x (`python -m benchmarks.spikingjelly2 --prepare --folder FOLDER` elsewhere makes the folder).
+SIZES ?= cifar imagenet-384 imagenet-512 imagenet-768
+PARTS ?= check train evaluate theirs
+INTERPRETER ?= $(BIN)/python
+SPIKINGJELLY2 ?=
+
 # First the golden tests on every backend, because the speed of a wrong result has no meaning. After that, what fails
 # does not end the rest.
-bench-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
-	failed=0; for dtype in float32 float16 bfloat16; do \
-	  $(BIN)/python -m benchmarks.neuron --device cuda --dtype $$dtype || failed=1; \
-	done; \
-	for size in cifar imagenet-384 imagenet-768; do \
-	  $(BIN)/python -m benchmarks.shares --device cuda --size $$size --candidates plain:fp16 ours:bf16:nhwc || failed=1; \
-	  $(BIN)/python -m benchmarks.train_step --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:nhwc \
-	    ours:bf16:nhwc ours:bf16:nhwc:cupy ours:bf16:nhwc:compile ours:bf16:nhwc:checkpoint || failed=1; \
-	  $(BIN)/python -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16 ours:fp16:nhwc \
-	    ours:bf16:nhwc:fuse ours:bf16:nhwc:fuse:compile || failed=1; \
-	  $(BIN)/python -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 || failed=1; \
-	done; exit $$failed
+bench-gpu: $(if $(filter $(BIN)/python,$(INTERPRETER)),$(STAMP))
+	failed=0; \
+	if echo " $(PARTS) " | grep -q " check "; then \
+	  $(INTERPRETER) -m pytest -m gpu || exit 1; \
+	  for dtype in float32 float16 bfloat16; do \
+	    $(INTERPRETER) -m benchmarks.neuron --device cuda --dtype $$dtype || failed=1; \
+	  done; \
+	fi; \
+	for size in $(SIZES); do for part in $(PARTS); do case $$part in \
+	train) \
+	  $(INTERPRETER) -m benchmarks.shares --device cuda --size $$size --candidates plain:fp16 ours:bf16:nhwc || failed=1; \
+	  $(INTERPRETER) -m benchmarks.train_step --device cuda --size $$size --rounds 9 --largest-batch \
+	    --candidates plain:fp16:cupy ours:fp16:nhwc ours:bf16:nhwc ours:bf16:nhwc:graph ours:bf16:nhwc:cupy \
+	    ours:bf16:nhwc:compile ours:bf16:nhwc:checkpoint || failed=1;; \
+	evaluate) \
+	  $(INTERPRETER) -m benchmarks.inference --device cuda --size $$size --rounds 9 --candidates plain:fp16:cupy \
+	    ours:fp16:nhwc ours:bf16:nhwc:fuse ours:bf16:nhwc:fuse:compile || failed=1;; \
+	theirs) \
+	  $(INTERPRETER) -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 $(SPIKINGJELLY2) \
+	    || failed=1; \
+	  $(INTERPRETER) -m benchmarks.spikingjelly2 --device cuda --size $$size --precision fp16 --evaluation \
+	    $(SPIKINGJELLY2) || failed=1;; \
+	esac; done; done; exit $$failed

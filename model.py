@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
@@ -164,8 +164,8 @@ class SpikeDrivenTransformer(SpikingNetwork):
 
 # Published training scripts pass these; they never had an effect on the published forward pass and have none here.
 _WITHOUT_EFFECT = ("patch_size", "drop_rate", "drop_path_rate", "drop_block_rate")
-# timm's factory may add these for any model; they describe downloads, of which there are none.
-_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+# timm's factory may add these for any model; they say where weights are (`_with_weights`).
+_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir")
 # Arguments of `make_neuron`.
 _OF_NEURONS = ("spike_mode", "surrogate", "surrogate_alpha", "neuron_dtype", "neuron_args")
 
@@ -208,13 +208,25 @@ def _arguments(given: dict[str, Any], ignored: dict[str, Any]) -> dict[str, Any]
     return arguments
 
 
-def _refuse_pretrained(pretrained: bool, repository: str) -> None:
-    if pretrained:
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def _with_weights(model: _Network, pretrained: bool, given: dict[str, Any], repository: str) -> _Network:
+    """`model`, with the weights that timm found for it: those of a `local-dir:` or `hf-hub:` name."""
+    if not pretrained:
+        return model
+    source = given.get("pretrained_cfg")
+    source = source if isinstance(source, dict) or source is None else source.to_dict()
+    if not source or not any(source.get(key) for key in ("file", "hf_hub_id", "url", "state_dict")):
         raise ValueError(
             "pretrained=True: no weights come with this project. The authors' checkpoints are linked from "
             f"github.com/BICLab/{repository}; load one with `--resume FILE` or `--initial-checkpoint "
-            "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE)"
+            "FILE`, or in Python with utils.run.checkpoint.load_weights(model, FILE). A folder made by `python -m "
+            'utils.export CHECKPOINT --to hub` loads as timm.create_model("local-dir:FOLDER", pretrained=True)'
         )
+    classes = getattr(model, "num_classes", 0)
+    load_pretrained(model, pretrained_cfg=source, num_classes=classes, in_chans=source["input_size"][0])
+    return model
 
 
 @register_model
@@ -228,8 +240,8 @@ def sdt(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
         qkv_bias, sr_ratios: likewise, and a value other than the default warns.
         kd: accepted without effect; for distillation, V2 has a second head, and this model has not.
     """
-    _refuse_pretrained(pretrained, "Spike-Driven-Transformer")
-    return SpikeDrivenTransformer(**sdt_arguments(**kwargs))
+    network = SpikeDrivenTransformer(**sdt_arguments(**kwargs))
+    return _with_weights(network, pretrained, kwargs, "Spike-Driven-Transformer")
 
 
 @register_model
@@ -242,8 +254,8 @@ def sdt_v2(pretrained: bool = False, **kwargs: Any) -> MetaSpikeFormer:
         patch_size, drop_rate, drop_path_rate, drop_block_rate: accepted without effect, as in the published model.
         qkv_bias, sr_ratios, dvs_mode, pooling_stat: likewise, and a value other than the default warns.
     """
-    _refuse_pretrained(pretrained, "Spike-Driven-Transformer-V2")
-    return MetaSpikeFormer(**sdt_v2_arguments(**kwargs))
+    network = MetaSpikeFormer(**sdt_v2_arguments(**kwargs))
+    return _with_weights(network, pretrained, kwargs, "Spike-Driven-Transformer-V2")
 
 
 def _register(name: str, comment: str, build: Callable[..., nn.Module] = sdt, **sizes: Any) -> None:

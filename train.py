@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
     # After parsing, so that --help and a wrong setting are answered at once: torch takes seconds to import.
     from utils.run.console import setup_logging
     from utils.run.distributed import distributed
-    from utils.train.run_folder import lock_folder, resumes_in_place, run_folder
+    from utils.run.folder import lock_folder
+    from utils.train.run_folder import resumes_in_place, run_folder
 
     with distributed(cfg) as process:
         setup_logging(process)

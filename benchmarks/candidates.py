@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
@@ -17,10 +18,23 @@ from module.kernels import winograd
 from module.kernels.backends import BACKENDS
 from module.neuron import make_neuron
 from utils.run.allocator import keep_freed_memory
+from utils.train.cuda_graph import StepGraph
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BACKENDS = BACKENDS[1:]
-_OPTIONS = ("fuse", "checkpoint", "compile", "nchw", "nhwc", "unaccelerated", "keep", "glibc", "direct", *_BACKENDS)
+_OPTIONS = (
+    "fuse",
+    "checkpoint",
+    "compile",
+    "nchw",
+    "nhwc",
+    "unaccelerated",
+    "keep",
+    "glibc",
+    "direct",
+    "graph",
+    *_BACKENDS,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,8 @@ class Candidate:
     `ours` is the model after `module.accelerate.accelerate`.
 
     Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
-    torch.compile, `nchw` or `nhwc` sets the memory format of weights and input; a backend's name sets the neurons'.
+    torch.compile, `graph` runs a training step as one CUDA graph, `nchw` or `nhwc` sets the memory format of weights
+    and input; a backend's name sets the neurons'.
     To see what one thing alone brings: `unaccelerated` runs the model as module/ has it (with a backend's name, the
     neurons alone are accelerated); `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
     computes the gradients of 3x3 convolutions without Winograd's algorithm.
@@ -91,14 +106,23 @@ class Candidate:
         x, y = sizes.batch(size, batch, device)
         x = x.contiguous(memory_format=layout)
 
-        def step() -> float:
-            self._switch(device)
+        def compute(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             with self._autocast(device):
                 loss = F.cross_entropy(call(x)[0].float(), y)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            return float(loss.detach()) if device.type == "cpu" else 0.0
+            return loss.detach(), loss.detach()
+
+        if "graph" in self.parts:
+            if device.type != "cuda":
+                raise ValueError(f"candidate {self.name}: CUDA graphs are for CUDA devices")
+            compute = StepGraph(compute, optimizer)
+
+        def step() -> float:
+            self._switch(device)
+            loss, _ = compute(x, y)
+            return float(loss) if device.type == "cpu" else 0.0
 
         return step
 

@@ -41,6 +41,8 @@ def options(description: str | None, candidates: Sequence[str]) -> argparse.Argu
     parser.add_argument("--candidates", nargs="+", default=list(candidates), help="the first one is the baseline")
     parser.add_argument("--no-memory", action="store_true", help="leave out the child processes that measure memory")
     parser.add_argument("--no-peak", action="store_true", help="leave out the machine's peak FLOP/s")
+    parser.add_argument("--largest-batch", action="store_true", help="CUDA: also find the largest batch that fits")
+    parser.add_argument("--largest-of", default="", help=argparse.SUPPRESS)
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
     return parser
 
@@ -58,6 +60,9 @@ def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build],
     if args.memory_of:
         print(json.dumps(_memory_of(build(args.memory_of), args.size, batch, device)))
         return
+    if args.largest_of:
+        print(json.dumps({"largest_batch": largest_batch(build(args.largest_of), args.size, batch, device)}))
+        return
     steps = {
         name: on_first_call(functools.partial(_step_of, build, name, args.size, batch, device))
         for name in args.candidates
@@ -72,7 +77,14 @@ def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build],
     if not args.no_memory:
         for name in seconds:
             with noting_failure(seconds.failed, f"{name}, memory"):
-                memory[name] = _child_memory(benchmark, args, name, batch)
+                memory[name] = _in_child(benchmark, args, "--memory-of", name, batch)["peak_mib"]
+    largest: dict[str, float] = {}
+    if args.largest_batch:
+        if device.type != "cuda":
+            raise ValueError(f"--largest-batch: a {device.type} has no limit of its own; use --device cuda")
+        for name in seconds:
+            with noting_failure(seconds.failed, f"{name}, largest batch"):
+                largest[name] = _in_child(benchmark, args, "--largest-of", name, batch)["largest_batch"]
     for name in seconds:
         time, gain = Spread.of(seconds[name]), speedup(seconds, baseline, name)
         share = memory[name] / memory[baseline]
@@ -85,12 +97,15 @@ def run(benchmark: str, args: argparse.Namespace, build: Callable[[str], Build],
             "gflops": flops / time.median / 1e9,
             "peak_mib": memory[name],
             "memory_ratio": share,
+            "largest_batch": largest.get(name, math.nan),
         }
         cells = [f"{time.median * 1e3:.1f}", f"{batch / time.median:.1f}", f"{gain.median:.2f}x"]
         spread = f"{gain.low:.2f} to {gain.high:.2f}"
         held = ["", ""] if args.no_memory else [f"{memory[name]:.0f}", f"{share:.2f}x"]
-        rows.append([name, *cells, spread, f"{flops / time.median / 1e9:.0f}", *held])
+        most = [f"{largest[name]:.0f}" if name in largest else ""] if args.largest_batch else []
+        rows.append([name, *cells, spread, f"{flops / time.median / 1e9:.0f}", *held, *most])
     header = ["candidate", "ms/step", "images/s", "speed-up", "quartiles", "GFLOP/s", "peak MiB", "memory"]
+    header += ["largest batch"] if args.largest_batch else []
     print_table(header, rows, seconds.failed)
     if not args.no_peak:
         results["peak_gflops"] = {
@@ -104,9 +119,37 @@ def _step_of(build: Callable[[str], Build], name: str, size: str, batch: int, de
     return build(name)(size, batch, device)
 
 
-def _child_memory(benchmark: str, args: argparse.Namespace, name: str, batch: int) -> float:
-    child = ["--memory-of", name, "--size", args.size, "--batch", str(batch), "--device", args.device]
-    return float(in_child(benchmark, child)["peak_mib"])
+def _in_child(benchmark: str, args: argparse.Namespace, what: str, name: str, batch: int) -> dict[str, float]:
+    child = [what, name, "--size", args.size, "--batch", str(batch), "--device", args.device]
+    return {key: float(value) for key, value in in_child(benchmark, child).items()}
+
+
+def largest_batch(build: Build, size: str, start: int, device: torch.device, multiple: int = 8) -> int:
+    """The largest batch of which two steps fit in the device's memory, to a multiple; 0 if none does.
+
+    Doubled from `start` until it does not fit, then halved in between.
+    """
+
+    def fits(batch: int) -> bool:
+        try:
+            step = build(size, batch, device)
+            step()
+            step()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            # What a failed step held must not count against the next one.
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    good, bad = 0, max(start // multiple, 1)
+    while fits(bad * multiple):
+        good, bad = bad, 2 * bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle * multiple) else (good, middle)
+    return good * multiple
 
 
 def _memory_of(build: Build, size: str, batch: int, device: torch.device) -> dict[str, float]:

@@ -39,6 +39,7 @@ from utils.events.aedat import read_cifar10_dvs, read_gesture
 from utils.events.augment import drop_events, frame_operations
 from utils.events.files import frames_folder, integrate, list_samples, read_npz, spikingjelly_datasets, write_npz
 from utils.events.splits import split_by_name
+from utils.npz import REAL
 
 CLASSES, PER_CLASS, T, SIDE = [f"class{i}" for i in range(10)], 1000, 10, 128
 opened: list[str] = []
@@ -129,10 +130,12 @@ def frame_files(root: Path) -> dict[str, Any]:
     """One file of frames, as bytes and as doubles."""
     ours = root / frames_folder(T) / CLASSES[0] / "0.npz"
     theirs = root / "doubles.npz"
-    np.savez_compressed(theirs, frames=read_npz(ours, ("frames",))["frames"].astype(np.float64))
+    np.savez_compressed(theirs, frames=read_npz(ours, {"frames": REAL})["frames"].astype(np.float64))
     sj = spikingjelly_datasets()
     a, b = median_times(
-        lambda: read_npz(ours, ("frames",))["frames"].astype(np.float32), lambda: sj.load_npz_frames(str(theirs)), 20
+        lambda: read_npz(ours, {"frames": REAL})["frames"].astype(np.float32),
+        lambda: sj.load_npz_frames(str(theirs)),
+        20,
     )
     return {"row": "frames", "bytes_a": ours.stat().st_size, "bytes_b": theirs.stat().st_size, "a": a, "b": b}
 

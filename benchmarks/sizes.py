@@ -13,13 +13,14 @@ _SIZES: dict[str, tuple[dict[str, Any], int, int]] = {
     "digits": (_SMALL | dict(in_channels=1, embed_dims=64, depths=1), 64, 256),
     "cifar": (_SMALL | dict(in_channels=3, embed_dims=512, depths=2), 16, 64),
     "imagenet-384": (dict(embed_dims=384, depths=8), 4, 64),
+    "imagenet-512": (dict(embed_dims=512, depths=8), 4, 64),
     "imagenet-768": (dict(embed_dims=768, depths=8), 4, 32),
 }
 NAMES = tuple(_SIZES)
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """The model's arguments: digits (1 block, D = 64, 32 x 32), CIFAR 2-512, ImageNet 8-384 and 8-768 at 224."""
+    """The model's arguments: digits (1 block, D = 64, 32 x 32), CIFAR 2-512, ImageNet 8-384, 8-512 and 8-768 at 224."""
     return dict(_SIZES[name][0])
 
 

@@ -6,12 +6,16 @@
 SpikingJelly 2.x and what it needs beyond this project's packages are installed by pip into a folder of their own
 (--folder) and seen by a child process only: they are no dependencies of this project. The child builds its model once
 and does one step per line it reads, so its steps and ours are interleaved like any other two candidates.
+
+Without a package index, prepare the folder elsewhere (--prepare) and bring it along: a folder that holds that version
+is used as it is. Or name the interpreter of an environment that has it (--python).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -36,13 +40,21 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--evaluation", action="store_true", help="forward passes instead of training steps")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default="output/benchmarks/spikingjelly2")
+    parser.add_argument("--folder", default="output/benchmarks/spikingjelly2", help="of the installed packages")
+    parser.add_argument("--prepare", action="store_true", help="install into --folder, and stop")
+    parser.add_argument("--python", default="", help="interpreter that has SpikingJelly 2.x; --folder is then not used")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device(args.device)
     batch = args.batch or sizes.batch_size(args.size, device)
-    if args.serve:
-        serve(args, batch, device)
+    if args.prepare:
+        install(Path(args.folder))
+    elif args.serve:
+        try:
+            serve(args, batch, device)
+        except Exception as error:
+            print(f"failed: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+            raise
     else:
         compare(args, batch, device)
 
@@ -55,11 +67,13 @@ def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
 
     ours = Candidate(f"ours:{args.precision}" + (":fuse" if args.evaluation else ""))
     build = ours.evaluation if args.evaluation else ours.training_step
-    command = [sys.executable, "-m", "benchmarks.spikingjelly2", *sys.argv[1:], "--serve"]
+    command = [args.python or sys.executable, "-m", "benchmarks.spikingjelly2", *sys.argv[1:], "--serve"]
     path = os.pathsep.join([str(Path(args.folder).resolve()), os.environ.get("PYTHONPATH", "")])
     with contextlib.ExitStack() as children:
 
         def theirs() -> Call:
+            if args.python:
+                return children.enter_context(SteppingChild(command, {}))
             install(Path(args.folder))
             return children.enter_context(SteppingChild(command, {"PYTHONPATH": path}))
 
@@ -80,21 +94,27 @@ def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
 
 
 def install(folder: Path, packages: Sequence[str] = PACKAGES, python: str = sys.executable) -> None:
-    """Install the packages into `folder` unless they are there."""
-    stamp = folder / "installed.txt"
-    if stamp.exists() and stamp.read_text() == "\n".join(packages):
+    """Install the packages into `folder` unless it holds the first one in that version, whoever put it there."""
+    name, _, version = packages[0].partition("==")
+    if (folder / f"{name}-{version}.dist-info").is_dir():
         return
     command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
     subprocess.run([*command, *packages], check=True)
-    stamp.write_text("\n".join(packages))
 
 
 def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:
     """In the child: one step per line read, answered as `benchmarks.children.SteppingChild` expects."""
-    # SpikingJelly 2.x, by the order of PYTHONPATH.
+    if (found := importlib.metadata.version("spikingjelly")) != VERSION:
+        raise ValueError(f"this is SpikingJelly {found}, not {VERSION}; give another --folder or --python")
+    # SpikingJelly 2.x, by the order of PYTHONPATH or in the interpreter that was given.
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.model import spike_driven_transformer as theirs
 
+    if device.type == "cuda":
+        # Ours against its kernels (Triton, or its own for CUDA), not against its torch code.
+        chosen = functional.neuron_implementation("lif", device)
+        if "torch" in str(chosen["implementation"]):
+            raise ValueError(f"its neurons would run on torch: {chosen}")
     sizes_of = sizes.arguments(args.size)
     torch.manual_seed(0)
     names = ("in_channels", "num_classes", "embed_dims", "depths", "pooling_stat")

@@ -98,6 +98,13 @@ class SpikingNode(nn.Module):
             return sj_neuron.AdaptBaseNode.single_step_forward(self, x)
         return sj_neuron.BaseNode.single_step_forward(self, x)
 
+    def v_float_to_tensor(self, x: Tensor) -> None:
+        """The initial membrane potential, in the shape of one time step's input `x`."""
+        node: Any = self
+        if isinstance(node.v, float):
+            # SpikingJelly takes `x.data`, which torch.export cannot follow.
+            node.v = torch.full_like(x, node.v)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, neuron_dtype={self.neuron_dtype}"
 
@@ -128,6 +135,12 @@ class EIF(SpikingNode, sj_neuron.EIFNode):
 
 class Izhikevich(SpikingNode, sj_neuron.IzhikevichNode):
     """Izhikevich's neuron: quadratic, with an adaptation current."""
+
+    def w_float_to_tensor(self, x: Tensor) -> None:
+        """The initial adaptation current; see `v_float_to_tensor`."""
+        node: Any = self
+        if isinstance(node.w, float):
+            node.w = torch.full_like(x, node.w)
 
 
 SPIKE_MODES: dict[str, NeuronFactory] = {

@@ -16,7 +16,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["model", "utils.train.trainer", "utils.train.dry_run", "processes"])
+_context.set_forkserver_preload(
+    ["model", "utils.train.trainer", "utils.train.dry_run", "processes"]
+    + [f"utils.{name}" for name in ("measure.sweep", "measure.verify", "report.attention_picture", "report.files")]
+)
 
 
 def start(target: Callable[..., Any], *args: Any, env: dict[str, str] | None = None, cwd: Path) -> BaseProcess:

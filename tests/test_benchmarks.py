@@ -12,7 +12,7 @@ import torch
 from golden import load_json
 
 import model
-from benchmarks import before_after, children, compare, measure, plain, sizes
+from benchmarks import before_after, children, compare, measure, plain, sizes, spikingjelly2
 from benchmarks.candidates import Candidate
 from module.kernels import cpu
 from module.kernels.parts import FusedPart
@@ -36,6 +36,40 @@ def test_speedup_is_the_median_of_the_ratios_within_rounds():
     assert measure.Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == measure.Spread(3.0, 2.0, 4.0, 5)
     with pytest.raises(ValueError, match="nothing was measured"):
         measure.Spread.of([])
+
+
+@pytest.mark.parametrize(("most", "found"), [(100, 96), (32, 32), (7, 0), (1000, 1000)])
+def test_the_largest_batch_is_found_between_doublings(most, found):
+    def build(size: str, batch: int, device: torch.device) -> measure.Call:
+        def step() -> None:
+            if batch > most:
+                raise torch.cuda.OutOfMemoryError
+
+        return step
+
+    assert compare.largest_batch(build, "cifar", 32, CPU) == found
+
+
+def test_a_prepared_folder_of_spikingjelly_2_is_used_as_it_is(tmp_path, monkeypatch):
+    def install(command: list[str], check: bool) -> None:
+        raise AssertionError(f"there is no package index here: {command}")
+
+    monkeypatch.setattr(subprocess, "run", install)
+    (tmp_path / f"spikingjelly-{spikingjelly2.VERSION}.dist-info").mkdir()
+    spikingjelly2.install(tmp_path)
+    with pytest.raises(AssertionError, match=f"--target', '{tmp_path / 'other'}'"):
+        spikingjelly2.install(tmp_path / "other")
+
+
+def test_spikingjelly_2_runs_with_the_interpreter_that_is_given(tmp_path, monkeypatch, capsys):
+    """Here with one that has another version, which is said."""
+    monkeypatch.setattr(sys, "argv", ["spikingjelly2", "--size", "digits", "--batch", "2", "--rounds", "1"])
+    sys.argv += ["--device", "cpu", "--python", sys.executable, "--folder", str(tmp_path / "unused")]
+    spikingjelly2.main()
+    printed = capsys.readouterr().out
+    assert f"not {spikingjelly2.VERSION}; give another --folder or --python" in printed
+    assert "| ours:fp32" in printed
+    assert not (tmp_path / "unused").exists()
 
 
 def test_a_failing_candidate_is_a_row_with_its_reason_and_the_others_go_on(capsys):

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.run.checkpoint import key_difference, load_weights, read_checkpoint, weights_in, write_checkpoint
+from utils.run.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from utils.run.weights import key_difference, weights_in
 from utils.train import checkpoint_store
 from utils.train.checkpoint_store import BEST, LAST, CheckpointStore
+from utils.train.saved_state import saved_state
 
 
 def net(width=3):
@@ -128,7 +130,8 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 def test_a_file_of_text_is_one_line_that_says_what_went_wrong(tmp_path):
     (tmp_path / "a.pth").write_text("junk\n")
     assert re.search(
-        r"is damaged or no PyTorch file \(\w+(Error|Exception): .+\)$", refused(read_checkpoint, tmp_path / "a.pth")
+        r"is damaged or no PyTorch file \(\w+(Error|Exception): .+\); take another copy",
+        refused(read_checkpoint, tmp_path / "a.pth"),
     )
 
 
@@ -286,11 +289,29 @@ def test_history_keeps_the_best_epochs_and_best_and_last_name_theirs(tmp_path, d
 def test_a_resumed_run_goes_on_with_history_and_best(tmp_path):
     saved(tmp_path, [10.0, 30.0])
     store = CheckpointStore(tmp_path, 2, decreasing=False)
-    store.resume(read_checkpoint(tmp_path / LAST))
+    content = read_checkpoint(tmp_path / LAST) | {"optimizer": {"state": {}, "param_groups": []}}
+    store.resume(saved_state(content, tmp_path / LAST))
     assert (store.history, store.best) == ([(30.0, 1), (10.0, 0)], (30.0, 1))
     store.save({"state_dict": {}}, 2, 20.0)
     assert files(tmp_path) == ["checkpoint-1.pth.tar", "checkpoint-2.pth.tar", LAST, BEST]
     assert read_checkpoint(tmp_path / BEST)["epoch"] == 1
+
+
+def test_at_each_moment_a_checkpoint_of_the_present_epoch_can_be_read(tmp_path, monkeypatch):
+    """Of an epoch that ends, the recovery checkpoint goes only after `last` holds the whole epoch."""
+    store = saved(tmp_path, [1.0])
+    store.save_recovery({"state_dict": {}}, 1, {"steps": 3})
+    seen = []
+
+    def watched(path, state):
+        seen.append((path.name, store.newest().name))
+        write_checkpoint(path, state)
+
+    monkeypatch.setattr(checkpoint_store, "write_checkpoint", watched)
+    store.save({"state_dict": {}}, 1, 2.0)
+    assert seen == [(LAST, "recovery.pth.tar")]
+    assert store.newest().name == LAST
+    assert "recovery.pth.tar" not in files(tmp_path)
 
 
 def test_without_hard_links_copies_are_written(tmp_path, monkeypatch):

@@ -1,11 +1,16 @@
 """Settings from YAML and command line: names, types, precedence and the round trip."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from config_calls import fails, parse, refused
 
+from utils.config.command_line import help_text
 from utils.config.parse import config_from, load_yaml, to_yaml
 from utils.config.settings import SETTINGS, Config
 
@@ -13,9 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED_DEFAULTS = json.loads((ROOT / "tests" / "golden" / "cli_defaults.json").read_text())
 
 
+# Only speed depends on them: the run decides by its device.
+DECIDED_BY_DEVICE = ("channels_last", "pin_mem")
+
+
 @pytest.mark.parametrize(("name", "default"), PUBLISHED_DEFAULTS.items())
 def test_every_published_option_name_is_accepted(name, default):
-    assert getattr(Config(), name) == default
+    own = None if name in DECIDED_BY_DEVICE else default
+    assert getattr(Config(), name) == own
     option = "--" + name.replace("_", "-")
     if isinstance(default, bool):
         undo = "--" + option[5:] if name.startswith("no_") else "--no-" + option[2:]
@@ -23,7 +33,8 @@ def test_every_published_option_name_is_accepted(name, default):
     else:
         values = default if isinstance(default, list) else ["none" if default is None else default]
         cfg = parse(option, *map(str, values))
-    assert cfg == Config()
+    assert getattr(cfg, name) == default
+    assert dataclasses.replace(cfg, **{name: own}) == Config()
     assert cfg.explicit == {name}
 
 
@@ -54,11 +65,15 @@ def test_a_hyphen_equals_an_underscore_everywhere(written):
         (["-vb", "8"], "val_batch_size", 8),
         (["-j", "0"], "workers", 0),
         (["-data-dir", "x"], "data_dir", "x"),
+        (["-data_dir", "x"], "data_dir", "x"),
         (["--data-dir=x"], "data_dir", "x"),
         (["--local_rank=3"], "local_rank", 3),
         (["--local-rank", "3"], "local_rank", 3),
         (["--mean", ".1", ".2", ".3"], "mean", [0.1, 0.2, 0.3]),
+        (["-data-dir=x"], "data_dir", "x"),
         (["--TET-means", "-1e-1"], "TET_means", -0.1),
+        (["--TET-means", "-.5"], "TET_means", -0.5),
+        (["--TET-means=-.5"], "TET_means", -0.5),
         (["--device", "cuda:1"], "device", "cuda:1"),
         (["--img-size", "64", "--img-size", "none"], "img_size", None),
         (["--dist-bn", ""], "dist_bn", ""),
@@ -118,7 +133,7 @@ def test_a_switch_is_true_or_false_only(value, written):
     assert "give true or false" in fails("-c", written(f"amp: {value}\n"))
 
 
-@pytest.mark.parametrize("value", [0.5, "4", True, None, [4]])
+@pytest.mark.parametrize("value", [0.5, 1.5, 20.5, "4", True, None, [4]])
 def test_a_whole_number_is_not_anything_else(value):
     assert "give a whole number >= 1" in refused(epochs=value)
 
@@ -129,9 +144,77 @@ def test_a_whole_float_is_a_whole_number():
     assert isinstance(epochs, int)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "fast", True, None, 10**400])
-def test_a_number_is_finite(value):
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "fast", "1_0", " 1", "\u0661", True, None, 10**400])
+def test_a_number_is_finite_and_written_in_digits(value):
     assert "lr" in refused(lr=value)
+
+
+def test_a_number_that_python_does_not_write_is_one_short_line():
+    assert "lr: a number of thousands of digits is not valid" in refused(lr=10**5000)
+
+
+@pytest.mark.parametrize("word", ["1.5", "1_0", " 1", "\u0661", "1e2", "9" * 5000])
+def test_a_whole_number_on_a_command_line_is_written_in_digits(word):
+    message = fails("--epochs", word)
+    assert "give a whole number >= 1 and <= 100000" in message
+    assert len(message) < 250
+
+
+NUMBERS = [s for s in SETTINGS.values() if s.kind in (int, float)]
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda s: s.name)
+def test_every_number_has_an_upper_bound_and_the_help_tells_it(setting):
+    value = 2**63 if setting.name == "seed" else 10**15
+    with pytest.raises(ValueError, match="not valid") as caught:
+        setting.read([value] * (setting.rules.lengths or (1,))[0] if setting.is_list else value)
+    assert setting.range in str(caught.value)
+    text = " ".join(help_text(setting.rules.only or "train.py", "", {}).split())
+    assert f"({setting.range}" in text[text.index(setting.flags[0] + " ") :].partition(" --")[0]
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/..", "../a", "./a", "a/./b", "/tmp/a", "a//b", "a/"])
+def test_an_experiment_stays_in_the_output_folder(name):
+    assert 'without "." and ".."' in refused(experiment=name)
+
+
+@pytest.mark.parametrize("name", ["", "a", "a/b", "..a", "a..", ".a/b.c", "日本 é"])
+def test_an_experiment_has_any_other_name(name):
+    assert config_from({"experiment": name}).experiment == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\0b", "control characters"),
+        ("a\nb", "control characters"),
+        ("\ud800", "not all of its characters exist in utf-8"),
+        ("a" * 256, "so long a name"),
+        ("a/" * 3000, "so long a name"),
+    ],
+)
+@pytest.mark.parametrize("name", ["output", "experiment", "data_dir", "plugin", "resume", "model", "gp"])
+def test_text_is_what_a_file_may_be_called(name, text, expected):
+    message = refused(**{name: [text] if SETTINGS[name].is_list else text})
+    assert name in message
+    assert expected in message or SETTINGS[name].rules.pattern
+    assert len(message) < 400
+
+
+def test_under_an_ascii_locale_the_message_says_what_to_set(tmp_path):
+    (tmp_path / "a.yml").write_text("experiment: é\n", encoding="utf-8")
+    code = "from utils.config.parse import load_yaml; load_yaml({!r})".format(str(tmp_path / "a.yml"))
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | ascii_alone,
+        check=False,
+    )
+    assert "not all of its characters exist in ascii" in done.stderr.splitlines()[-1]
+    assert "LC_ALL=C.UTF-8" in done.stderr.splitlines()[-1]
 
 
 def test_null_only_where_the_type_says_so():
@@ -169,7 +252,7 @@ def test_a_bad_value_names_the_valid_ones(values, expected):
 
 def test_round_trip(tmp_path):
     values = {"lr": 1e-6, "mean": [0.1, 0.2, 0.3], "pooling_stat": "0011", "apex_amp": True, "lr_noise": [1]}
-    cfg = config_from(values | {"experiment": '1e5 "quoted"\nnull é', "output": "no", "drop": 0.1})
+    cfg = config_from(values | {"experiment": '1e5 "quoted" null é', "output": "no", "drop": 0.1})
     path = tmp_path / "args.yaml"
     path.write_text(to_yaml(cfg), encoding="utf-8")
     again = load_yaml(path)

@@ -83,12 +83,12 @@ def test_a_yaml_cannot_name_another_one():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [1\nb: 2\n", "a.yml:2:2: not YAML"),
-        ("lr: !!python/name:os.system ''\n", "a.yml:1:5: not YAML"),
-        ("lr: \x01\n", "a.yml: not YAML"),
+        ("a: [1\nb: 2\n", "a.yml:2:2: cannot be read"),
+        ("lr: !!python/name:os.system ''\n", "a.yml:1:5: cannot be read"),
+        ("lr: \x01\n", "a.yml: cannot be read"),
         ("- lr\n", "a.yml: holds a list"),
         ("lr\n", "a.yml: holds a single value"),
-        ("lr: 1\n---\nlr: 2\n", "not YAML"),
+        ("lr: 1\n---\nlr: 2\n", "cannot be read"),
         ("[a, b]: 1\n", "a.yml:1: (list or mapping): unknown setting"),
     ],
 )
@@ -99,7 +99,53 @@ def test_a_file_that_holds_no_settings_is_one_line(text, expected, written):
 
 
 def test_a_value_that_contains_itself_is_an_error(written):
-    assert "a.yml:1:7: not YAML" in fails("-c", written("mean: &a [*a]\n"))
+    assert "a.yml:1:7: cannot be read" in fails("-c", written("mean: &a [*a]\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("epochs: !!int abc\n", "a.yml:1:9: cannot be read: 'abc' is no int value"),
+        ("lr: !!float\n", "a.yml:1:5: cannot be read: '' is no float value"),
+        ("amp: !!bool 1\n", "a.yml:1:6: cannot be read: '1' is no bool value"),
+        ("seed: !!timestamp 2020-01-01\n", "a.yml:1:7: cannot be read: timestamp is no kind of value"),
+        ("mean: !!set {a}\n", "a.yml:1:7: cannot be read: set is no kind of value"),
+        ("lr: 1\nepochs: " + "9" * 5000, "a.yml:2:9: cannot be read: a number of 5000 digits"),
+        ("mean: " + "[" * 50_000, "a.yml:1:27: cannot be read: more than 20 levels"),
+        ("mean: " + "{a: " * 5000, "more than 20 levels"),
+        ("mean:\n" + "- " * 5000 + "1\n", "more than 20 levels"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nmean: [" + "*b, " * 5000 + "]", "a.yml:3:7: cannot be read: more than 10000"),
+        ("".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9 if i else 1}]\n" for i in range(30)), "more than 10000 values"),
+        ("neuron_args: {tau: 1, tau: 2}\n", "a.yml:1:23: cannot be read: 'tau' is there twice"),
+        ("neuron_args: {[1]: 1}\n", "a.yml:1:15: cannot be read: a list or mapping as a name"),
+        ('data_dir: "\\U00110000"\n', "a.yml: cannot be read"),
+        ("# " + "a" * 1_000_001, "a.yml: more than 1,000,000 characters"),
+    ],
+)
+def test_a_value_that_no_setting_has_is_one_short_line(text, expected, written):
+    message = fails("-c", written(text))
+    assert expected in message
+    assert "\n" not in message
+    assert len(message) < 250
+
+
+def test_an_alias_is_written_out(written):
+    assert load_yaml(written("mean: &m [0.5, 0.5, 0.5]\nstd: *m\n")).std == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["-c", "missing.yml", "-c", "{file}"], "-c: names 2 files (missing.yml, "),
+        (["-c", "{file}", "--config={file}"], "--config: names 2 files"),
+        (["-c", ""], "-c: names no file; give one file"),
+        (["--config="], "--config: names no file"),
+    ],
+)
+def test_one_file_of_settings_and_no_other(argv, expected, written):
+    message = fails(*(word.format(file=written("epochs: 7\n")) for word in argv))
+    assert expected in message
+    assert "\n" not in message
 
 
 def test_an_empty_file_means_the_defaults(written):

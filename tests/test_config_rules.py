@@ -51,7 +51,7 @@ def test_an_impossible_combination_names_the_remedy(values, expected):
         {"mean": [0.5], "std": [0.5]},
         {"batch_size": 33},
         {"pooling_stat": "0000", "img_size": 7},
-        {"jsd": True, "aug_splits": 2, "resplit": True, "split_bn": True},
+        {"jsd": True, "aug_splits": 2, "resplit": True, "split_bn": True, "reprob": 0.1},
         {"bce_target_thresh": 0.2, "bce_loss": True},
         {"scale": [1, 1]},
         {"warmup_epochs": 0, "epochs": 1},
@@ -85,10 +85,7 @@ def test_what_is_not_available_yet_is_an_error(name):
         ({"patch_size": 4}, "no effect"),
         ({"use_conv_as_linear": True}, "no effect"),
         ({"bn_tf": True}, "never reached the model"),
-        ({"TET_lamb": 0.1}, "ignored without TET"),
-        ({"amp_dtype": "bfloat16"}, "ignored without amp"),
         ({"engine": "auto", "device": "cuda"}, "its kernels run on a CPU"),
-        ({"bf16_input_grad": True}, "ignored with engine dense"),
         ({"apex_amp": True}, "amp is switched on"),
         ({"native_amp": True}, "amp is switched on"),
     ],
@@ -109,3 +106,69 @@ def test_older_names_switch_amp_on_unless_amp_is_given_later(written):
     cfg = parse("-c", written("apex_amp: true\n"), "--no-amp")
     assert not cfg.amp
     assert "amp: false was given and wins" in cfg.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "partner"),
+    [
+        ("TET_means", 0.5, {"TET": True, "TET_lamb": 0.1}),
+        ("TET_lamb", 0.1, {"TET": True}),
+        ("amp_dtype", "bfloat16", {"amp": True}),
+        ("bf16_input_grad", True, {"engine": "auto"}),
+        ("clip_mode", "value", {"clip_grad": 1.0}),
+        ("remode", "pixel", {"reprob": 0.1}),
+        ("recount", 2, {"reprob": 0.1}),
+        ("mixup_prob", 0.5, {"mixup": 0.2}),
+        ("mixup_switch_prob", 0.2, {"cutmix": 0.2}),
+        ("mixup_mode", "elem", {"cutmix_minmax": [0.2, 0.8]}),
+        ("mixup_off_epoch", 5, {"mixup": 0.2}),
+        ("lr_base_size", 128, {"lr_base": 0.1}),
+        ("lr_base_scale", "sqrt", {"lr_base": 0.1}),
+        ("lr_noise_pct", 0.1, {"lr_noise": [0.5]}),
+        ("lr_noise_std", 0.1, {"lr_noise": [0.5]}),
+        ("lr_cycle_mul", 2.0, {"sched": "cosine"}),
+        ("lr_cycle_limit", 2, {"sched": "poly"}),
+        ("patience_epochs", 3, {"sched": "plateau"}),
+        ("decay_epochs", 3.0, {"sched": "step"}),
+        ("min_lr", 1e-6, {"sched": "tanh"}),
+        ("cooldown_epochs", 1, {"sched": "cosine"}),
+        ("warmup_lr", 1e-6, {"warmup_epochs": 2}),
+        ("model_ema_decay", 0.9, {"model_ema": True}),
+        ("model_ema_force_cpu", True, {"model_ema": True}),
+        ("verify_samples", 3, {"verify": True}),
+    ],
+)
+def test_a_setting_without_its_partner_warns(name, value, partner):
+    alone = {"sched": "cosine", "warmup_epochs": 0} if name in ("decay_epochs", "warmup_lr") else {}
+    (warning,) = config_from({name: value} | alone).warnings
+    assert name in warning
+    assert "has no effect: it needs" in warning
+    assert all(key in warning for key in partner if key not in ("cutmix_minmax", "TET_lamb"))
+    assert config_from({name: value} | partner).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("aa", "expected"),
+    [
+        ("rand-mx", "'mx' is no part of rand; valid: m9 (strength)"),
+        ("rand-m9-pX", "'pX' is no part of rand"),
+        ("rand-m9-m5", "'m5' is there twice"),
+        ("rand-m9-", "'' is no part of rand"),
+        ("rand-tnope", "'tnope' is no part of rand"),
+        ("original-mstdx", "'mstdx' is no part of original; valid: mstd0.5"),
+        ("original-m9", "'m9' is no part of original"),
+        ("augmix-w0", "'w0' is no part of augmix"),
+        ("rnad-m9", "'rnad' is no policy; did you mean rand?"),
+    ],
+)
+def test_a_bad_part_of_a_policy_is_named(aa, expected, written):
+    message = refused(aa=aa)
+    assert f"aa {aa} is not valid: {expected}" in message
+    assert parse("-c", written(f"aa: {aa}\n"), prog="firing_num.py").aa == aa  # not its business
+
+
+@pytest.mark.parametrize(
+    "aa", [None, "", "rand-m9-n1-mstd0.4-inc1", "augmix-m5-w4-d2", "original", "v0r-mstd0.5", "3a"]
+)
+def test_a_policy_is_taken(aa):
+    assert config_from({"aa": aa}).aa == aa

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import model as this_repository
 from utils.config.parse import config_from
 from utils.data.datasets import dataset_facts
 from utils.errors import UserError
-from utils.run.build import build_model, prepare_for_training, with_sizes_of
+from utils.run.build import build_model, prepare_for_training, set_layout, with_sizes_of
 from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.models import create_model, own_models
@@ -250,6 +251,25 @@ def test_weights_have_channels_innermost_where_it_is_asked_for(asked):
     cfg, process = settings(model="sdt", **sizes, channels_last=asked), Process(0, 1, CPU)
     model, _ = prepare_for_training(cfg, build_model(cfg), process, Precision(cfg, CPU))
     assert model.patch_embed.proj_conv1.weight.is_contiguous(memory_format=torch.channels_last) == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "runs_as", "innermost"),
+    [
+        ({}, "cuda", "Triton kernels", True),
+        ({}, "cuda", "plain", False),
+        ({"amp": True}, "cuda", "plain", True),
+        ({"amp": True}, "cpu", "compiled kernels", False),
+        ({"channels_last": False}, "cuda", "Triton kernels", False),
+        ({"channels_last": True}, "cpu", "plain", True),
+    ],
+    ids=str,
+)
+def test_channels_are_innermost_where_it_is_faster_unless_it_is_set(given, device, runs_as, innermost):
+    model = nn.Conv2d(2, 2, 3)
+    model.acceleration = [SimpleNamespace(runs_as=runs_as)]
+    set_layout(settings(**given), model, torch.device(device))
+    assert model.weight.is_contiguous(memory_format=torch.channels_last) == innermost
 
 
 def test_the_loss_of_several_heads_is_the_mean_of_their_losses():

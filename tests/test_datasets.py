@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
+import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils.config.parse import config_from
+from utils.config.policies import why_no_policy
 from utils.config.settings import EVENT_DATASETS, Config
 from utils.data.datasets import (
     DATASETS,
@@ -25,7 +29,7 @@ from utils.data.datasets import (
     dataset_facts,
     resolve_data,
 )
-from utils.data.images import DigitsDataset
+from utils.data.images import DigitsDataset, decode
 from utils.data.register import register_dataset
 from utils.errors import UserError
 from utils.events.digits import DIGITS_FILE
@@ -141,9 +145,45 @@ def test_policies_survive_grey_images_and_magnitude_ten(aa: str) -> None:
         assert torch.as_tensor(train[i][0]).shape == (1, 16, 16)
 
 
-def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(UserError, match=r"aa: 'rnad-m9' is not understood .*valid: rand-m9-n1-mstd0.4-inc1"):
-        build_dataset(digits_config(aa="rnad-m9"), training=True)
+def test_every_policy_that_the_settings_allow_is_one_for_timm() -> None:
+    rng, built = random.Random(0), 0
+    parts = ("m0", "m9", "m99", "n1", "n12", "p0", "p0.25", "p1", "mstd0", "mstd0.5", "mstd101", "mmax10", "inc1")
+    parts += ("t3a", "t3aw", "tweights", "w1", "w3", "d1", "d2", "b0", "b1")
+    for _ in range(400):
+        name = rng.choice(("rand", "augmix", "original", "originalr", "v0", "v0r", "3a"))
+        aa = "-".join([name, *rng.sample(parts, rng.randrange(4))])
+        if not why_no_policy(aa):
+            built += 1
+            build_dataset(digits_config(aa=aa), training=True)
+    assert built > 50
+
+
+@pytest.mark.parametrize(("setting", "axis"), [("hflip", -1), ("vflip", -2)])
+def test_flips_mirror_the_axis_that_they_name(setting: str, axis: int) -> None:
+    whole = dict(scale=[1, 1], ratio=[1, 1], color_jitter=0.0, train_interpolation="nearest", hflip=0.0)
+    plain, flipped = (build_dataset(digits_config(**whole | more), training=True) for more in ({}, {setting: 1.0}))
+    for i in range(5):
+        image, mirrored = (torch.as_tensor(dataset[i][0]) for dataset in (plain, flipped))
+        assert torch.equal(mirrored, image.flip(axis))
+        assert not torch.equal(mirrored, image)
+
+
+def test_settings_reach_the_transforms_of_training() -> None:
+    def steps(**settings: Any) -> dict[str, Any]:
+        transform = build_dataset(digits_config(**settings), training=True).transform
+        return {type(step).__name__: step for step in transform.transforms}
+
+    crop = steps(scale=[0.3, 0.6], ratio=[0.5, 2], train_interpolation="bilinear")["RandomResizedCropAndInterpolation"]
+    assert (tuple(crop.scale), tuple(crop.ratio), crop.interpolation.name) == ((0.3, 0.6), (0.5, 2), "BILINEAR")
+    jitter = steps(color_jitter=0.25)["ColorJitter"]
+    assert (jitter.brightness, jitter.contrast) == ((0.75, 1.25), (0.75, 1.25))
+    flips = steps(hflip=0.3, vflip=0.4)
+    assert (flips["RandomHorizontalFlip"].p, flips["RandomVerticalFlip"].p) == (0.3, 0.4)
+    policy = steps(aa="rand-m7-n3")["RandAugment"]
+    assert (policy.num_layers, {operation.magnitude for operation in policy.ops}) == (3, {7.0})
+    assert "AutoAugment" in steps(aa="original")
+    plain = steps(no_aug=True, hflip=1.0, aa="original", color_jitter=0.5)
+    assert not {"RandomHorizontalFlip", "AutoAugment", "ColorJitter"} & plain.keys()
 
 
 def test_mirrored_digits_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -368,3 +408,69 @@ def test_cifar_loads_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_torchvision_set_without_default_root_asks_for_one() -> None:
     with pytest.raises(UserError, match="data_dir: dataset 'torch/mnist' has no default folder"):
         build_datasets(config_from({"dataset": "torch/mnist", "num_classes": 10}))
+
+
+# --- images of other kinds of numbers, and damaged ones ---------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_16_bit_image_keeps_its_upper_8_bits(tmp_path: Path, mode: str) -> None:
+    values = np.arange(0, 2**16, 37, dtype=np.uint16)[: 40 * 40].reshape(40, 40)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        image = decode(file, mode, "a.png")
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(image.convert("L")), values >> 8)
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)])
+def test_an_image_whose_white_is_not_known_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    with (
+        (tmp_path / "a.tiff").open("rb") as file,
+        pytest.raises(UserError, match=r"a\.tiff: its pixels are numbers of"),
+    ):
+        decode(file, "RGB", "a.tiff")
+
+
+FORMATS = ("bmp", "dds", "gif", "ico", "jpeg", "pcx", "png", "ppm", "sgi", "tga", "tiff", "webp")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_image_is_an_image_or_one_message(kind: str) -> None:
+    draw = random.Random(kind)
+    whole = io.BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (16, 16, 3), np.uint8)).save(whole, format=kind)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole.getvalue())
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(min(len(content), 200))] = draw.choice([0, 1, 127, 128, 255, draw.randrange(256)])
+        del content[draw.choice([len(content), draw.randrange(len(content))]) :]
+        try:
+            assert decode(io.BytesIO(content), "RGB", "a file").mode == "RGB"
+        except UserError as error:
+            refused += str(error).startswith("data_dir: a file")
+    assert refused > 5
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(image_folder: Path) -> None:
+    os.mkfifo(image_folder / "train" / "cat" / "9.png")
+    train = build_dataset(folder_config(image_folder), training=True)
+    assert len(train) == 7
+    with pytest.raises(UserError, match=r"cat/9\.png cannot be read \(it is no regular file\)"):
+        [train[i] for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"images": np.zeros((3, 8, 8), np.uint8)}, {"images": np.full((1797, 8, 8), 99, np.uint8)},
+     {"labels": np.full(1797, 10)}, {"labels": np.full(1797, "x")}, {"is_test": np.zeros(5, bool)},
+     {"is_test": np.zeros(1797)}],
+)  # fmt: skip
+def test_a_file_of_other_digits_is_named(tmp_path: Path, wrong: dict[str, np.ndarray]) -> None:
+    with np.load(DIGITS_FILE) as content:
+        np.savez(tmp_path / "digits.npz", **({name: content[name] for name in content.files} | wrong))
+    with pytest.raises(UserError, match=r"digits\.npz cannot be read"):
+        build_dataset(digits_config(data_dir=str(tmp_path)), training=False)

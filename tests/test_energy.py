@@ -22,7 +22,7 @@ from utils.measure.sdt.shape import SdtShape
 from utils.measure.spike_values import Values
 from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
-from utils.measure.verify import verify_spike_driven
+from utils.measure.verify import Verification, verify_spike_driven
 from utils.run.distributed import Process
 
 MACS = load_json("macs")
@@ -208,6 +208,8 @@ def test_attention_is_charged_for_the_spikes_that_meet():
     exact = {row.name: row for row in account(counts, sum_rates=rates).rows}["block.0.attn.kv_sum"]
     formula = {row.name: row for row in account(counts, mode="formula", sum_rates=rates).rows}["block.0.attn.kv_sum"]
     assert exact.operations == sum(met.spikes) / 4
+    assert exact.kind == formula.kind == "AC"
+    assert exact.energy_pJ == pytest.approx(0.9 * exact.operations)
     assert formula.operations == pytest.approx((sum(k.spikes) + sum(v.spikes)) / 4)
     assert exact.operations < formula.operations  # R-hat N D overcounts
 
@@ -316,3 +318,41 @@ def test_additions_give_what_the_conv_gives(conv):
                          bias=False).double()  # fmt: skip
         nn.init.ones_(ones.weight)
         assert additions == int(ones(x).sum())
+
+
+def test_memory_of_an_image_is_counted_in_bytes():
+    spikes, image = counts_of(layer()), counts_of(layer(values=Values("real", 0.1, 2.5)))
+    weights_and_outputs = 2 * 4 * (30 + 20)
+    assert memory_bytes(spikes, COSTS["fp32"]) == weights_and_outputs + 2 * 50 / 8
+    assert memory_bytes(image, COSTS["fp32"]) == weights_and_outputs + 2 * 50 * 4
+    assert memory_bytes(image, COSTS["int8"]) == (weights_and_outputs + 2 * 50 * 4) / 4
+
+
+def test_the_proof_fails_on_logits_counts_and_products():
+    good = Verification(2, [], [], 1e-12, {"a": 5}, {"a": 5}, 1)
+    assert good.passed
+    assert not any("FAILED" in line for line in good.lines())
+    for change, wrong in (
+        (dict(logits_difference=1e-8), "logits differ by 1.0e-08"),
+        (dict(logits_difference=None), ""),
+        (dict(additions={"a": 4}), "4 additions done, 5 counted; wrong in a"),
+        (dict(additions={"a": 6}), "6 additions done, 5 counted; wrong in a"),
+        (dict(dense_products=2), "2 dense products"),
+        (dict(not_binary=["b"]), "other values than 0 and 1 enter b"),
+        (dict(unsupported=["b"]), "cannot be run by additions alone: b"),
+    ):
+        bad = replace(good, **change)
+        assert not bad.passed, change
+        assert any(line.startswith("FAILED") and wrong in line for line in bad.lines()) == bool(wrong), change
+
+
+def test_a_layer_that_adds_otherwise_fails_the_proof(monkeypatch):
+    from utils.measure import verify
+
+    right = verify._add_linear
+    monkeypatch.setattr(verify, "_add_linear", lambda module, x: (right(module, x)[0] + 1e-6, right(module, x)[1]))
+    proof = verify_spike_driven(Multi(), torch.randn(4, 2, 1, 8, 8))
+    assert not proof.passed
+    assert proof.logits_difference is not None
+    assert proof.logits_difference > 1e-9
+    assert proof.miscounted == []

@@ -54,6 +54,17 @@ def test_roll_keeps_every_event() -> None:
     assert torch.equal(rolled.sum(dim=(2, 3)), counts().sum(dim=(2, 3)))
 
 
+def test_roll_shifts_each_axis_by_itself_up_to_the_limit() -> None:
+    frames = torch.zeros(1, 2, SIDE, SIDE)
+    frames[0, 0, 10, 20] = 1.0
+    shifts = set()
+    for seed in range(400):
+        torch.manual_seed(seed)
+        _, _, y, x = event_augment.roll(frames, 2).nonzero()[0].tolist()
+        shifts.add((y - 10, x - 20))
+    assert shifts == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+
+
 def test_cutout_is_one_square_that_may_reach_over_the_edge() -> None:
     areas = set()
     for seed in range(60):
@@ -126,6 +137,13 @@ def test_random_dropping_takes_a_tenth_to_nine_tenths() -> None:
         torch.manual_seed(seed)
         shares.add(round(1 - drop_random(stream(), SIDE).mean(), 3))
     assert shares == {n / 10 for n in range(1, 10)}
+
+
+def test_random_dropping_takes_events_from_all_of_the_recording() -> None:
+    torch.manual_seed(0)
+    tenths = np.array_split(drop_random(stream(), SIDE), 10)
+    shares = [1 - part.mean() for part in tenths]
+    assert max(shares) - min(shares) < 0.2
 
 
 def test_event_drop_chooses_among_four_and_leaves_enough_for_the_frames() -> None:

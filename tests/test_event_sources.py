@@ -21,6 +21,7 @@ from utils.events import sources as event_sources
 from utils.events.download import extract, fetch
 from utils.events.files import make_frames, read_events, read_npz, spikingjelly_datasets, whole_file
 from utils.events.sources import SOURCES, event_samples, prepare_events
+from utils.npz import REAL
 
 CIFAR, GESTURE = SOURCES["cifar10-dvs"], SOURCES["gesture"]
 
@@ -49,7 +50,7 @@ def test_cifar10_dvs_from_archives_to_events(cifar) -> None:
     samples = prepare_events(CIFAR, cifar)
     assert samples == event_samples(CIFAR, cifar)
     assert samples["cat"] == [f"cifar10_cat_{i}.npz" for i in range(3)]
-    written, read = some_events(62, seed=302), read_events(cifar / "events_np" / "cat" / "cifar10_cat_2.npz")
+    written, read = some_events(62, seed=302), read_events(cifar / "events_np" / "cat" / "cifar10_cat_2.npz", 128)
     for key in "txyp":
         np.testing.assert_array_equal(written[key], read[key])
 
@@ -65,7 +66,7 @@ def test_gesture_from_archive_to_events_as_spikingjelly_cuts_them(gesture, tmp_p
     for folder, names in samples.items():
         assert sorted(path.name for path in (theirs / folder).iterdir()) == names
         for name in names:
-            ours, other = read_events(gesture / "events_np" / folder / name), np.load(theirs / folder / name)
+            ours, other = read_events(gesture / "events_np" / folder / name, 128), np.load(theirs / folder / name)
             for key in "txyp":
                 np.testing.assert_array_equal(ours[key], other[key])
 
@@ -229,12 +230,12 @@ def test_damaged_frames_are_made_again(cifar) -> None:
     samples = prepare_events(CIFAR, cifar)
     assert make_frames(cifar, samples, 5, 128) == 30
     path = cifar / "frames_number_5_split_by_number" / "bird" / "cifar10_bird_1.npz"
-    whole = read_npz(path, ("frames",))["frames"]
+    whole = read_npz(path, {"frames": REAL})["frames"]
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"cifar10_bird_1.npz is damaged .*; delete it and run python -m utils.prepare"):
-        read_npz(path, ("frames",))
+        read_npz(path, {"frames": REAL})
     assert make_frames(cifar, samples, 5, 128, check=True) == 1
-    np.testing.assert_array_equal(read_npz(path, ("frames",))["frames"], whole)
+    np.testing.assert_array_equal(read_npz(path, {"frames": REAL})["frames"], whole)
 
 
 def test_an_archive_that_points_outside_is_refused(cifar, tmp_path_factory) -> None:

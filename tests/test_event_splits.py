@@ -44,6 +44,15 @@ def test_the_hash_depends_on_the_samples_of_each_part_alone() -> None:
     assert len(split.hash) == 16
 
 
+@pytest.mark.parametrize(
+    ("name", "hash"),
+    [("first90", "da9a7e6ba8107eca"), ("random:0", "e7e5c5789370e832"), ("random:1", "a54511bf49012480")],
+)
+def test_a_name_means_the_same_samples_for_ever(name, hash) -> None:
+    """A run that goes on, and everybody who names the split, must get the samples it was trained on."""
+    assert split_by_name(tree(20), CLASSES, name).hash == hash
+
+
 def test_another_split_than_expected_is_refused() -> None:
     split = split_by_name(tree(20), CLASSES, "first90")
     check_hash(split, None, "data")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import pickle
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,10 @@ from utils.data.datasets import build_dataset, build_datasets
 from utils.data.loaders import Loaders, build_eval_loader, build_loaders
 from utils.errors import UserError
 from utils.events import tet as event_tet
-from utils.events.files import read_npz, write_events
+from utils.events.files import read_events, read_npz, write_events
 from utils.events.sources import MANIFEST, prepare_events
 from utils.events.tet import exact_frames, published_frames
+from utils.npz import REAL
 
 CPU = torch.device("cpu")
 T = 4
@@ -96,6 +101,13 @@ def test_evaluation_takes_any_number_of_frames_from_the_same_events(root) -> Non
         assert frames.shape[1] == steps
     with pytest.raises(UserError, match="time_steps: 65 is more than the 60 events in"):
         build_eval_loader(config(root, time_steps=65), device=CPU)
+
+
+def test_the_evaluation_is_not_augmented(root) -> None:
+    every = dict(event_hflip=1.0, event_roll=5, event_rotate=10.0, event_shear=0.1, dvs_aug=True, dvs_trival_aug=True)
+    plain, augmented = loaders(root), loaders(root, **every, event_drop=True)
+    assert not torch.equal(first_batch(augmented), first_batch(plain))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(plain.eval, augmented.eval, strict=True))
 
 
 def test_splits_by_name_and_their_hash(root, caplog) -> None:
@@ -302,10 +314,10 @@ def test_counts_above_255_are_exact_or_wrap_as_published(foreign) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"torn", "is damaged or holds more than tensors"),
+        (b"torn", r"train/1\.pt is (damaged or no PyTorch file|not a file of tensors)"),
         ([torch.zeros(2, 8, 8, 4)], "holds no pair of counts"),
         ([torch.zeros(4, 2, 8, 8), torch.tensor([0])], r"shape \[4, 2, 8, 8\], expected \[2, H, W, T\]"),
-        ([Path("code"), torch.tensor([0])], "is damaged or holds more than tensors"),
+        ([Path("code"), torch.tensor([0])], r"is not a file of tensors and plain data, and is not loaded, .*pathlib\."),
     ],
 )
 def test_unsafe_or_strange_pt_files_are_refused(foreign, content, message) -> None:
@@ -333,7 +345,7 @@ def test_pt_files_of_others_are_never_overwritten(root, foreign) -> None:
 def test_stored_frames_use_the_smallest_exact_type(root) -> None:
     build_datasets(config(root))
     path = next((root / f"frames_number_{T}_split_by_number").rglob("*.npz"))
-    assert read_npz(path, ("frames",))["frames"].dtype == np.uint8
+    assert read_npz(path, {"frames": REAL})["frames"].dtype == np.uint8
 
 
 def test_a_run_does_not_go_on_with_another_split(root, tmp_path) -> None:
@@ -348,5 +360,153 @@ def test_a_run_does_not_go_on_with_another_split(root, tmp_path) -> None:
     path = tmp_path / "last.pth.tar"
     content = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}
     torch.save(content | {"config": trained.as_dict()}, path)
-    with pytest.raises(UserError, match=r"split_hash: checkpoint .*/last.pth.tar was trained on split 0123, the data"):
+    with pytest.raises(
+        UserError, match=r"split_hash: checkpoint .*/last.pth.tar was trained on split '0123', the data"
+    ):
         state.restore(path, now)
+
+
+# --- files of other content --------------------------------------------------------------------------------
+
+
+def wrong_events(draw: random.Random) -> dict[str, np.ndarray]:
+    """Events of which one array is spoiled."""
+    events: dict[str, np.ndarray] = {key: values.astype(np.int64) for key, values in some_events(30).items()}
+    name, place = draw.choice("txyp"), draw.randrange(30)
+    kind = draw.choice(["fraction", "nan", "length", "2-D", "range", "type", "missing"])
+    values = events[name].astype(np.float64)
+    if kind == "fraction":
+        values[place] += 0.5
+    elif kind == "nan":
+        values[place] = draw.choice([float("nan"), float("inf")])
+    elif kind == "length":
+        values = values[:-1]
+    elif kind == "2-D":
+        values = values.reshape(1, 30)
+    elif kind == "range":
+        values[place] = {"t": 1e30, "p": draw.choice([-1, 2])}.get(name, draw.choice([-1, 128]))
+    events[name] = values.astype(str) if kind == "type" else values
+    if kind == "missing":
+        del events[name]
+    return events
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_events_of_another_form_are_one_message(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **wrong_events(random.Random(seed)))
+    with pytest.raises(
+        UserError, match=r"a\.npz (is damaged|holds events) .*; delete it and run|a\.npz holds"
+    ) as caught:
+        read_events(path, 128)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_any_type_are_events(tmp_path: Path) -> None:
+    whole = some_events(30)
+    for kind in (np.float32, np.int8, np.uint8, np.int64):
+        np.savez(
+            tmp_path / "a.npz",
+            **{key: values.astype(kind) for key, values in whole.items() if key != "t"},
+            t=whole["t"],
+        )
+        found = read_events(tmp_path / "a.npz", 128)
+        assert all(np.array_equal(found[key], whole[key]) for key in "txyp")
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """A bare array of NumPy whose header promises `shape`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as members:
+        for name in "txyp":
+            members.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"t,x,y,p\n", header((3,)) + bytes(24), zipped(header((10**13,))), zipped(b""), zipped(b"text"),
+     zipped(header((2,)) + bytes(8)), zipped(header((-1,)))],
+)  # fmt: skip
+def test_a_file_that_holds_no_arrays_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz is damaged \(.+\); delete it and run python -m utils\.prepare again"):
+        read_events(tmp_path / "a.npz", 128)
+
+
+def test_each_flipped_bit_of_an_event_file_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    path, draw = tmp_path / "a.npz", random.Random(0)
+    write_events(path, some_events(200))
+    whole, before = path.read_bytes(), read_events(path, 128)
+    refused = 0
+    for _ in range(200):
+        bit, damaged = draw.randrange(8 * len(whole)), bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_events(path, 128)
+        except UserError:
+            refused += 1
+        else:
+            assert all(np.array_equal(found[key], before[key]) for key in "txyp")
+    assert refused > 100
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_frames_that_are_no_counts_are_refused(root, value) -> None:
+    data = build_dataset(config(root, time_steps=8), training=False)
+    frames = np.zeros((8, 2, 128, 128))
+    frames[3, 1, 5, 5] = value
+    np.savez(root / "frames_number_8_split_by_number" / data.samples[0].path, frames=frames)
+    with pytest.raises(UserError, match="holds counts below 0 or no numbers; delete"):
+        data[0]
+
+
+COUNTS = torch.ones(2, 128, 128, T)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "text", [], [COUNTS, None], [COUNTS, "1"], [COUNTS, torch.tensor([])], [COUNTS, torch.tensor([10])],
+     [COUNTS, -1], [COUNTS, 0.5], [COUNTS, float("nan")], [COUNTS, True], [COUNTS, torch.tensor([0, 1])],
+     [-COUNTS, 0], [COUNTS * float("nan"), 0], [COUNTS.to(torch.complex64), 0], [COUNTS.to_sparse(), 0],
+     [COUNTS.to("meta"), 0], [torch.zeros(2, 0, 0, 4), 0]],
+)  # fmt: skip
+def test_pt_files_of_other_content_are_one_message(foreign, content) -> None:
+    torch.save(content, foreign / "test" / "1.pt")
+    with pytest.raises(UserError, match=r"test/1\.pt (holds|has label) .*replace it") as caught:
+        build_dataset(config(foreign, dataset="cifar10-dvs-tet"), training=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pt_file_that_was_replaced_by_one_of_another_class_is_noticed(foreign) -> None:
+    data = build_dataset(config(foreign, dataset="cifar10-dvs-tet"), training=False)
+    torch.save([COUNTS, 7], foreign / "test" / "1.pt")
+    with pytest.raises(UserError, match=r"test/1\.pt has label 7, tet_labels\.json says 1; the file was replaced"):
+        data[1]
+
+
+RECORDS = [None, 3, "text", [], {"samples": None}, {"labels": 3}, {"complete": "yes", "labels": {}},
+           {"dataset": "cifar10-dvs", "samples": {"cat": "many"}}, {"labels": {"train": [10]}},
+           {"labels": {"train": [0.5]}}, {"dataset": 3, "samples": {}, "made": 1}]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", RECORDS)
+def test_small_files_of_other_content_are_one_message(root, foreign, tmp_path, content) -> None:
+    (foreign / "tet_labels.json").write_text(json.dumps(content))
+    names = r"tet_labels\.json(: | is damaged).*; delete it and run"
+    if content in ({"samples": None}, {"dataset": "cifar10-dvs", "samples": {"cat": "many"}}):  # of no meaning there
+        build_dataset(config(foreign, dataset="cifar10-dvs-tet"), training=False)
+    else:
+        with pytest.raises(UserError, match=names):
+            build_dataset(config(foreign, dataset="cifar10-dvs-tet"), training=False)
+    (tmp_path / "events_np").symlink_to(root / "events_np")
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"prepared\.json(: | is damaged).*; delete it and run"):
+        build_dataset(config(tmp_path), training=False)

@@ -60,3 +60,31 @@ def test_without_a_home_folder_the_message_says_what_to_set(monkeypatch):
     monkeypatch.setattr("utils.files.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine")))
     with pytest.raises(UserError, match=r"no home folder .*set SDT_CACHE_DIR"):
         cache_folder()
+
+
+def test_what_must_be_durable_is_on_the_disk_before_and_after_its_new_name(tmp_path, monkeypatch):
+    done = []
+
+    class Recording:
+        """The `os` that files are renamed with."""
+
+        def fsync(self, handle):
+            done.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{handle}')).partition('.partial')[0]}")
+            os.fsync(handle)
+
+        def replace(self, source, target):
+            done.append(f"replace {os.path.basename(target)}")
+            os.replace(source, target)
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    monkeypatch.setattr("utils.files.os", Recording())
+    with replacing(tmp_path / "a.txt", durable=True) as temporary:
+        temporary.write_text("new")
+    content, *names = done
+    assert content.startswith("fsync .a.txt.")
+    assert names == ["replace a.txt", f"fsync {tmp_path.name}"]
+    with replacing(tmp_path / "b.txt") as temporary:
+        temporary.write_text("new")
+    assert done[3:] == ["replace b.txt"]

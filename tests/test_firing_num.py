@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import re
 from pathlib import Path
@@ -15,9 +14,13 @@ from PIL import Image
 
 import firing_num
 from model import sdt
+from utils.config.parse import load_yaml
+from utils.data.loaders import build_eval_loader
 from utils.errors import UserError
+from utils.measure import measurement
 from utils.measure.energy import COSTS
 from utils.report.rates import RatesReport
+from utils.run.models import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +42,31 @@ def test_the_report_has_every_part(full):
     assert len(report["checkpoint"]["sha256"]) == 64
     assert report["config"]["time_steps"] == 3
     assert "torch" in report["versions"]
+
+
+def test_the_report_has_the_accuracy_and_rates_of_the_model(measured, full):
+    """Computed once more, from the model's own hook; float32 in other batches may flip a spike or two."""
+    report, _ = full
+    cfg = load_yaml(measured / "tiny.yml")
+    found = create_model(cfg)
+    found.load_state_dict(fresh_weights(0))
+    logits, labels, rates = [], [], []
+    for x, y in build_eval_loader(cfg, device=torch.device("cpu")):
+        with torch.no_grad():
+            out, hook = found.eval()(x, {})
+        logits.append(out)
+        labels.append(y)
+        rates.append([float(spikes.mean()) for spikes in hook.values()])
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    ranked = logits.topk(5).indices == labels[:, None]
+    assert report["top1_percent"] == pytest.approx(100 * float(ranked[:, 0].float().mean()), abs=0.6)
+    assert report["top5_percent"] == pytest.approx(100 * float(ranked.any(1).float().mean()), abs=0.6)
+    assert report["top1_percent"] + 5 < report["top5_percent"]
+    assert report["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-2)
+    weights = torch.tensor([100.0, 100.0, 100.0, 60.0])
+    mean = (torch.tensor(rates) * weights[:, None]).sum(0) / 360
+    assert [row["mean_rate"] for row in report["tensors"]] == pytest.approx(mean.tolist(), abs=2e-3)
+    assert [row["name"] for row in report["tensors"]] == list(hook)
 
 
 def test_an_image_is_not_charged_t_times_in_the_first_conv(full):
@@ -129,6 +157,11 @@ def test_tables_for_machines(full):
     assert [row["layer"] for row in rows][:-2] == [row["name"] for row in report["energy"]["layers"]]
     assert float(rows[3]["energy_pJ"]) == report["energy"]["layers"][3]["energy_pJ"]
     assert {row["mode"] for row in rows} == {"exact"}
+    told_apart = 0
+    for row, layer in zip(rows, report["energy"]["layers"], strict=False):
+        assert [float(row[f"rate_t{t}"]) for t in (1, 2, 3)] == layer["rate"]
+        told_apart += layer["rate"] != layer["rate"][::-1]
+    assert told_apart > 10
     with (folder / "firing.csv").open() as file:
         firing = list(csv.DictReader(file))
     assert len(firing) == 3 * len(report["tensors"])
@@ -142,8 +175,12 @@ def test_a_report_is_a_file_of_rates(full):
 
 
 def test_moving_average_weights_on_request(measured, full):
+    """They are those of a checkpoint that has nothing else."""
     report, _ = full
+    torch.save({"state_dict": fresh_weights(1)}, measured / "average.pth.tar")
     _, averaged = run(measured, "ema", "--use-ema")
+    _, alone = run(measured, "average", "--resume", str(measured / "average.pth.tar"))
+    assert averaged["tensors"] == alone["tensors"]
     assert averaged["tensors"] != report["tensors"]
 
 
@@ -205,14 +242,40 @@ def test_bad_input_ends_in_one_clear_line(measured, monkeypatch, argv, expected)
     assert "model sdt" not in str(caught.value)  # what is wrong is a setting
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(measured, monkeypatch):
-    def forbidden(**kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(firing_num.tempfile, "TemporaryFile", forbidden)
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(measured, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
     monkeypatch.setattr("utils.measure.measurement.Measurement.evaluate", lambda self: pytest.fail("it was evaluated"))
-    with pytest.raises(UserError, match=r"out/locked cannot be written: Permission denied; choose another --output"):
-        run(measured, "locked")
+    with pytest.raises(UserError, match=r"file/locked cannot be written: Not a directory; choose another --output"):
+        run(measured, "locked", "--output", str(tmp_path / "file"))
+
+
+def test_a_second_run_into_a_folder_keeps_the_first(measured, capsys):
+    _, first = run(measured, "twice")
+    (measured / "out" / "twice" / "mine.txt").write_text("a note")
+    _, second = run(measured, "twice", "--energy-mode", "formula")
+    kept = measured / "out" / "twice.1"
+    assert json.loads((kept / "report.json").read_text()) == first
+    assert (kept / "mine.txt").read_text() == "a note"
+    assert second["energy"]["mode"] == "formula"
+    assert not (measured / "out" / "twice" / "mine.txt").exists()
+    assert f"twice holds an earlier run: it is now {kept}" in capsys.readouterr().out
+
+
+def test_a_second_run_that_fails_leaves_the_first(measured):
+    _, first = run(measured, "kept")
+    with pytest.raises(UserError, match=r"missing\.png: no such file"):
+        run(measured, "kept", "--attention-map", "missing.png")
+    assert json.loads((measured / "out" / "kept" / "report.json").read_text()) == first
+    assert not (measured / "out" / "kept.1").exists()
+
+
+@pytest.mark.parametrize("key", ["resume", "from_rates"])
+def test_what_is_read_does_not_lie_where_the_report_is_written(measured, key):
+    path = measured / ("a.pth.tar" if key == "resume" else "rates.json")
+    place = ["--output", str(measured.parent), "--experiment", measured.name]
+    with pytest.raises(UserError, match=f"{key}: .* lies in .*, where the new run begins; choose another"):
+        firing_num.main([f"--{key.replace('_', '-')}", str(path), *place])
+    assert (measured / "a.pth.tar").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,6 +306,17 @@ def test_a_folder_of_images_at_the_large_size(measured):
                     "--dim", "8", "--layer", "1", "--pooling-stat", "1111", "--img-size", "224")  # fmt: skip
     assert (report["model"]["height"], report["samples"]) == (288, 2)
     assert report["energy"]["layers"][0]["macs_per_step"] == 9 * 288 * 288 * 3
+
+
+@pytest.mark.parametrize(("events", "treatment"), [(True, "per_step"), (False, "once")])
+def test_event_frames_are_charged_at_every_step(measured, monkeypatch, events, treatment):
+    """By default; an image, which is the same at each step, is charged once."""
+    seen = []
+    monkeypatch.setattr(measurement, "account", lambda counts, **options: seen.append(options["first_conv"]))
+    here = measurement.Measurement.__new__(measurement.Measurement)
+    vars(here).update(cfg=load_yaml(measured / "tiny.yml"), events=events, family=None, cost=COSTS["fp32"])
+    here._energy("exact", None, {}, None)
+    assert seen == [treatment]
 
 
 def test_first_conv_once_does_not_fit_events(measured):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from module.kernels import attention as attention_ops
 from module.kernels import batchnorm as norm_ops
 from module.kernels import cpu as cpu_kernels
 from module.kernels import fusion
+from module.mlp import MS_MLP_Conv
 from module.neuron import make_neuron
 
 SMALL = dict(img_size_h=16, img_size_w=16, num_classes=5, embed_dims=16, num_heads=4, depths=2, pooling_stat="0011")
@@ -39,6 +42,8 @@ def build(kind: type[SpikeDrivenTransformer] | None = None, **changes) -> SpikeD
                 module.running_var.uniform_(0.5, 1.5)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=2.0 / (module.weight[0].numel() ** 0.5))
+                if module.bias is not None:
+                    module.bias.uniform_(-0.3, 0.3)
     return model if kind else accelerate(model)
 
 
@@ -218,6 +223,28 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(training):
     with torch.set_grad_enabled(training):
         compiled = torch.compile(build(depths=1).train(training), backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(x)[0].detach(), model(x)[0].detach()) < TOLERANCE
+    torch._dynamo.reset()
+
+
+@needs_kernels
+def test_inductor_generates_code_around_the_kernels_and_their_gradients():
+    """What --compile does; on one part, since each piece of code takes the compiler seconds."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    part = MS_MLP_Conv(8, 16).double()
+    nn.init.constant_(part.fc1_bn.bias, 0.7)
+    accelerate(part)
+    x = torch.randn(2, 3, 8, 4, 4, dtype=torch.float64)
+    found = []
+    for call in (copy.deepcopy(part), torch.compile(copy.deepcopy(part), fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        out = call(leaf)
+        out.square().sum().backward()
+        weights = [p.grad for n, p in call.named_parameters() if p.grad is not None and n.endswith("weight")]
+        found.append([out.detach(), leaf.grad, *weights])
+    assert float(found[0][0].detach().std()) > 0.1
+    for eager, compiled in zip(*found, strict=True):
+        assert relative_error(compiled, eager) < TOLERANCE
     torch._dynamo.reset()
 
 

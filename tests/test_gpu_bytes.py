@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.fake_cuda import Operand, Step, accelerated, in_words, step, without_random_numbers
 from module.accelerate import rows
+from module.kernels import triton_device
+from module.neuron import make_neuron
 
 # 2-512 at 224 x 224, T = 4, B = 8, float16; `python -m benchmarks.fake_cuda` prints the figures of 8-512.
 SIZES = dict(embed_dims=512, depths=2, img_size=224, T=4)
@@ -60,3 +64,32 @@ def test_the_table_names_tritons_kernels_on_cuda():
         model = accelerated(img_size=16, embed_dims=16, depths=1)
     expected = dict.fromkeys(("MS_SPS", "MS_SSA_Conv", "MS_MLP_Conv"), "Triton kernels") | {"LIF": "triton kernel"}
     assert {row.part: row.runs_as for row in rows(model)} == expected
+
+
+def test_learned_time_constants_move_and_keep_the_same(training):
+    done = step(lambda: accelerated(**SIZES, neuron=functools.partial(make_neuron, "plif")), BATCH)
+    assert done.totals()[0] < 1.01 * training.totals()[0]
+    assert done.kept < 1.01 * training.kept
+
+
+def test_event_mode_keeps_one_byte_for_each_pooled_spike():
+    sizes = dict(in_channels=2, embed_dims=64, depths=1, img_size=64, T=8)
+    done = step(lambda: accelerated(**sizes, dvs_mode=True), BATCH, side=64, channels=2)
+    names = {row.name for row in done.rows}
+    assert {"sdt::max_pool_neighbours", "sdt::max_pool_neighbours_backward"} <= names
+    assert not any("max_pool3d" in name for name in names)
+    assert not any(o.dtype == torch.int64 and o.bytes > 2**16 for row in done.rows for o in row.outputs)
+
+
+def test_torch_compile_takes_the_model_on_tritons_kernels_as_one_graph(monkeypatch):
+    """On a CPU, with launches that do nothing: what torch.compile looks at is the code around them."""
+    for part in ("lif", "norm", "norm_lif", "pool", "attention"):
+        monkeypatch.setattr(f"module.kernels.triton_{part}.launch", lambda *_, **__: None)
+    monkeypatch.setattr(triton_device, "runs", lambda x: True)
+    monkeypatch.setattr(triton_device, "why_not", lambda device: None)
+    torch._dynamo.reset()
+    model = accelerated(img_size=16, embed_dims=16, depths=1, pooling_stat="0011").train()
+    assert {row.runs_as for row in rows(model)} == {"Triton kernels", "triton kernel"}
+    logits, _ = torch.compile(model, backend="aot_eager", fullgraph=True)(torch.randn(2, 3, 16, 16))
+    logits.sum().backward()
+    torch._dynamo.reset()

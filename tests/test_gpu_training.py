@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from datetime import timedelta
@@ -24,7 +25,8 @@ from utils.run.distributed import keep_gradient_strides, patient_group
 from utils.run.precision import Precision
 from utils.train.losses import make_train_loss
 from utils.train.optim import make_optimizer
-from utils.train.step import TrainStep
+from utils.train.step import TrainStep, _without_exchange
+from utils.train.trainer import parallel
 
 
 @pytest.fixture
@@ -50,6 +52,37 @@ def test_gradients_of_1x1_weights_have_the_strides_of_the_weights(mended):
     (expected,) = torch.autograd.grad(model(x).sum(), model.weight)
     assert torch.equal(model.weight.grad, expected)
     assert (model.weight.grad.stride() == model.weight.stride()) == mended
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_compiled_model_is_compiled_around_the_exchange_of_gradients(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 9, 5))
+    x, y, weights = torch.randn(4, 3, 3, 3), torch.arange(4), []
+    for compiles in (False, True):
+        wrapped = parallel(copy.deepcopy(first), torch.device("cpu"), compiles)
+        inner = wrapped._orig_mod if compiles else wrapped
+        assert isinstance(inner, DistributedDataParallel)
+        with _without_exchange(wrapped):
+            assert not inner.require_backward_grad_sync
+        model = Returning(wrapped)
+        optimizer = torch.optim.SGD(inner.module.parameters(), lr=0.1)
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, Precision(config_from({}), torch.device("cpu")))
+        for i in range(2):
+            step.run(x, y, i, 1)
+        weights.append(inner.module.state_dict())
+    torch.testing.assert_close(weights[1], weights[0])
+
+
+class Returning(nn.Module):
+    """Logits as the models of this project return them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x), {}
 
 
 @pytest.mark.usefixtures("alone")

@@ -25,12 +25,27 @@ FOR_SCRIPTS = {"utils", "model", "module"}
 HEAVY = ("torch", "timm", "torchvision", "spikingjelly", "numpy", "matplotlib", "tensorboard")
 
 # Each imports only itself and what is left of it; and of these two, neither the other.
-UTILS = ("errors", "files", "config", "events", "data", "run", "measure", "train", "report")
+UTILS = (
+    "output",
+    "errors",
+    "files",
+    "schema",
+    "torch_file",
+    "npz",
+    "config",
+    "events",
+    "data",
+    "run",
+    "measure",
+    "train",
+    "report",
+)
 APART = {"train", "report"}
-COMMANDS = {"doctor", "prepare"}  # `python -m utils.NAME`: may import what a script may
+COMMANDS = {"doctor", "export", "prepare"}  # `python -m utils.NAME`: may import what a script may
 # The one file that attaches faster ways to a model, and the one file of utils that calls it.
 ACCELERATE, BUILD = "module/accelerate.py", "utils/run/build.py"
 FAMILY = "utils/measure/family.py"
+FAMILIES = ("sdt", "sdt_v2")
 # (file, what it imports against a rule): pairs that still have to go.
 EXCEPTIONS: set[tuple[str, str]] = set()
 
@@ -73,8 +88,8 @@ def against_the_order(path):
         wrong = package not in allowed or (plain and path != ACCELERATE and rest[:1] in (["kernels"], ["sparse"]))
         if package == top == "utils" and own in UTILS and rest and rest[0] != own:
             wrong = rest[0] not in UTILS[: UTILS.index(own)] or {rest[0], own} == APART
-        if name.startswith("utils.measure.sdt"):
-            wrong = wrong or (path != FAMILY and not path.startswith("utils/measure/sdt/"))
+        if package == "utils" and rest[:1] == ["measure"] and len(rest) > 1 and rest[1] in FAMILIES:
+            wrong = wrong or (path != FAMILY and not path.startswith(f"utils/measure/{rest[1]}/"))
         if wrong:
             yield path, name
 

@@ -187,6 +187,20 @@ def test_resplit_spares_the_clean_copies_from_erasing(resplit: bool) -> None:
     assert not torch.equal(erased[8:], whole[8:])
 
 
+def test_without_augmentation_nothing_is_erased() -> None:
+    settings = {"no_aug": True, "interpolation": "nearest", "no_prefetcher": True}
+    assert_equal(epoch_of(loaders(**settings, reprob=1.0), 0), epoch_of(loaders(**settings), 0))
+
+
+def test_settings_reach_random_erasing() -> None:
+    dataset: Any = loaders(reprob=0.3, remode="rand", recount=4).train.batches.dataset  # type: ignore[attr-defined]
+    erasing = dataset._erasing
+    assert (erasing.probability, erasing.max_count, erasing.rand_color, erasing.per_pixel) == (0.3, 4, True, False)
+    everywhere, _ = epoch_of(loaders(**AUGMENTED | {"reprob": 1.0, "aa": None}), 0, count=1)[0]
+    nowhere, _ = epoch_of(loaders(**AUGMENTED | {"reprob": 0.0, "aa": None}, no_prefetcher=True), 0, count=1)[0]
+    assert not any(torch.equal(one, other) for one, other in zip(everywhere, nowhere, strict=True))
+
+
 def test_epoch_repeats_lengthen_the_epoch() -> None:
     assert len(loaders(epoch_repeats=2.0).train) == 2 * 1437 // 64
 

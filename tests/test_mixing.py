@@ -40,6 +40,17 @@ def test_cutmix_cuts_one_box_of_space_through_all_frames(mode) -> None:
     assert changed
 
 
+def test_settings_reach_mixup() -> None:
+    given = dict(mixup=0.3, cutmix=0.6, mixup_prob=0.7, mixup_switch_prob=0.2, mixup_mode="pair", smoothing=0.15)
+    mixup = build_mixup(config(**given)).mixup
+    found = (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob, mixup.mode)
+    assert found == (0.3, 0.6, 0.7, 0.2, "pair")
+    assert (mixup.label_smoothing, mixup.num_classes, mixup.cutmix_minmax) == (0.15, K, None)
+    assert build_mixup(config(cutmix_minmax=[0.2, 0.8])).mixup.cutmix_minmax == [0.2, 0.8]
+    _, soft = build_mixup(config(mixup=1e-9, smoothing=0.2))(videos(), torch.arange(B))  # next to nothing is mixed
+    assert sorted(soft[0].unique().tolist()) == pytest.approx([0.02, 0.82], abs=1e-3)
+
+
 def test_mixup_weighs_whole_videos() -> None:
     np.random.seed(0)
     mixed, soft = build_mixup(config(mixup=1.0))(videos(), torch.arange(B))
@@ -72,6 +83,15 @@ def test_event_mix_weighs_labels_by_events() -> None:
     for i in range(B):
         own = float((mixed[i] == i + 1).sum()) * (i + 1)
         assert float(soft[i, i]) == pytest.approx(own / float(mixed[i].sum()), abs=1e-5)
+
+
+def test_event_mix_gives_the_other_label_its_share() -> None:
+    np.random.seed(3)
+    mixed, soft = EventMix(1.0, K, 0.0)(videos(), torch.arange(B))
+    for i in range(B):
+        sources = set(mixed[i].unique().tolist())  # sample j holds j + 1
+        assert sources <= {i + 1, (i - 1) % B + 1}
+        assert {int(value) - 1 for value in sources} == set(soft[i].nonzero().flatten().tolist())
 
 
 def test_event_mix_smooths_labels_and_survives_empty_samples() -> None:

@@ -80,6 +80,18 @@ def test_sdt_without_arguments_is_8_512():
         assert sum(p.numel() for p in sdt().parameters()) == VARIANTS["sdt_8_512"][-1]
 
 
+def test_first_weights_are_those_of_the_published_model():
+    torch.manual_seed(0)
+    for name, module in tiny(embed_dims=64).named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert float(module.weight.detach().std()) == pytest.approx(0.02, rel=0.15), name
+            assert abs(float(module.weight.detach().mean())) < 0.003, name
+            assert module.bias is None or not module.bias.any(), name
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert bool((module.weight == 1).all()), name
+            assert not module.bias.any(), name
+
+
 def test_every_argument_that_training_scripts_pass_is_accepted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
+import random
 import shutil
 import subprocess
 import sys
@@ -86,15 +88,30 @@ def test_what_changes_the_result_changes_the_file(library, cache, monkeypatch):
 
 
 def test_a_build_is_reused(library, cache):
-    made = native.build(library, cache).stat()
-    assert native.build(library, cache).stat() == made
+    first, second = (native.build(library, cache).stat() for _ in range(2))
+    assert (first.st_ino, first.st_mtime_ns, first.st_size) == (second.st_ino, second.st_mtime_ns, second.st_size)
 
 
-def test_a_spoiled_file_is_compiled_anew(library, cache):
+def never(file, load, path):
+    """Load `path`, which must not be `file`."""
+    assert path != file
+    return load(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_spoiled_file_is_never_loaded_but_compiled_anew(library, cache, monkeypatch, seed):
     file = native.build(library, cache)
-    file.unlink()  # written in place, it would change under the process that has it loaded
-    file.write_bytes(b"half")
-    assert answer(native.build(library, cache)) == 42
+    whole, draw = file.read_bytes(), random.Random(seed)
+    place = draw.randrange(len(whole))
+    flipped = whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :]
+    # Cut short, the loader maps pages that do not exist: the process would die of SIGBUS.
+    for content in (whole[:place], flipped, b"", whole[: len(whole) - 72], whole + b"x"):
+        file.unlink()  # written in place, it would change under the process that has it loaded
+        file.write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_why_not_loaded", functools.partial(never, file, native._why_not_loaded))
+            assert native.build(library, cache) == file
+        assert answer(file) == 42
 
 
 def test_the_first_variant_that_compiles_links_and_loads_is_taken(library, cache):

@@ -23,7 +23,13 @@ def metrics(model, *batches, sources=None):
     with torch.no_grad(), recorders[0], recorders[1], recorders[2]:
         for x in batches:
             model(x)
-    return recorders[2].result(Static.of(model), recorders[1].counts(), recorders[0].rows(ALONE), ALONE)
+    counts = recorders[1].counts()
+    alone = SynapseRecorder(model)
+    with torch.no_grad(), alone:
+        for x in batches:
+            model(x)
+    assert counts.layers == alone.counts().layers  # counting one thing does not disturb counting another
+    return recorders[2].result(Static.of(model), counts, recorders[0].rows(ALONE), ALONE)
 
 
 def by_definition(model, x):

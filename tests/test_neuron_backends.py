@@ -14,7 +14,7 @@ from torch import Tensor
 from module.accelerate import accelerate
 from module.kernels import cpu as cpu_kernels
 from module.kernels import lif as neuron_ops
-from module.kernels.backends import why_not
+from module.kernels.backends import fastest_first, why_not
 from module.neuron import make_neuron
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,9 @@ SHAPES = {
 
 def run(mode: str, backend: str, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, gradient of the input, gradient of the learnable time constant."""
-    neuron = neuron_on(backend, mode, v_threshold=0.7)
+    # A decay of 1/4, which has no rounding: with that of tau = 2 it could be taken for 1 - decay.
+    tau = {"tau": 4.0} if mode == "lif" else {"init_tau": 4.0}
+    neuron = neuron_on(backend, mode, v_threshold=0.7, neuron_args=tau)
     if x.dtype == torch.float64:
         neuron = neuron.double()
     x = x.detach().requires_grad_()
@@ -174,6 +176,14 @@ def test_torch_compile_sees_no_graph_break_in_neurons():
 def test_a_backend_that_cannot_run_says_why(backend, words):
     with pytest.raises(ValueError, match=rf"backend '{backend}' cannot be used: .*{words}.* Use 'auto' or 'torch'"):
         accelerate(make_neuron(), neuron_backend=backend)
+
+
+def test_auto_takes_the_fastest_kernel_of_the_device():
+    """As measured: benchmarks/RESULTS.md."""
+    found = {kind: fastest_first(torch.device(kind)) for kind in ("cpu", "cuda", "meta")}
+    assert found == {"cpu": ("cpp", "lean"), "cuda": ("triton", "cupy", "torch"), "meta": ("lean",)}
+    if cpu_kernels.why_unusable() is None:
+        assert accelerate(make_neuron()).kernel == "cpp"
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():

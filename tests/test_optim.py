@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from model import sdt
 from utils.config.parse import config_from, load_yaml
 from utils.config.settings import SETTINGS
 from utils.errors import UserError
-from utils.train.optim import learning_rate, make_optimizer, make_schedule
+from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEDULES = load_json("lr_schedules")
@@ -151,21 +152,35 @@ def test_an_optimizer_of_a_missing_package_names_what_is_missing(dummy):
         make_optimizer(config_from({"opt": "fusedlamb"}), dummy)
 
 
+def after_the_warm_up(sched, epoch, *, epochs=12, peak=0.1, least=0.001):
+    """The learning rate of one epoch with decay_epochs 4, decay_rate 0.5, patience 1 and a constant metric."""
+    done = epoch / epochs
+    if done >= 1:
+        return least
+    if sched == "step":
+        return peak * 0.5 ** (epoch // 4)
+    if sched == "plateau":  # the first metric is that of epoch 3; each second one without progress halves the rate
+        return peak * 0.5 ** max(0, epoch // 2 - 2)
+    share = {
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "tanh": (1 - math.tanh(-7 * (1 - done) + 3 * done)) / 2,  # Hsueh et al. 2019, with timm's bounds
+        "poly": (1 - done) ** 0.5,
+    }[sched]
+    return least + (peak - least) * share
+
+
 @pytest.mark.filterwarnings(_PLATEAU)
 @pytest.mark.parametrize("sched", SETTINGS["sched"].rules.choices)
-def test_every_schedule_warms_up_and_decays(sched, dummy):
+def test_every_schedule_has_its_learning_rates(sched, dummy):
     cfg = config_from(
         {"sched": sched, "lr": 0.1, "epochs": 12, "warmup_epochs": 3, "warmup_lr": 0.01, "cooldown_epochs": 2}
-        | {"min_lr": 0.001, "decay_epochs": 4, "patience_epochs": 1}
+        | {"min_lr": 0.001, "decay_epochs": 4, "decay_rate": 0.5, "patience_epochs": 1}
     )
     found = rates(cfg, dummy)  # a metric that never improves
     assert len(found) == (12 if sched in ("step", "plateau") else 14)
-    assert found[0] == pytest.approx(0.01)
-    assert found[0] < found[1] < found[2]
-    assert max(found) <= 0.1
-    assert found[-1] < found[4]
-    if sched not in ("step", "plateau"):
-        assert found[-2:] == pytest.approx([0.001, 0.001])
+    end = after_the_warm_up("tanh", 3) if sched == "tanh" else 0.1  # timm's warm-up meets the tanh, else the peak
+    warm_up = [0.01 + (end - 0.01) * epoch / 3 for epoch in range(3)]
+    assert found == pytest.approx(warm_up + [after_the_warm_up(sched, epoch) for epoch in range(3, len(found))])
 
 
 @pytest.mark.filterwarnings(_PLATEAU)
@@ -193,3 +208,68 @@ def test_learning_rate_noise_lies_in_its_range_and_repeats_by_seed(noise, noisy,
     assert differing
     assert differing <= set(noisy)
     assert all(abs(a - b) <= 0.67 * b + 1e-15 for a, b in zip(once, clean, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"sched": "cosine", "lr_cycle_mul": 0.5, "epochs": 2, "warmup_epochs": 0, "cooldown_epochs": 6},
+         r"sched: cosine gives no usable learning rate in epoch \d of 8 \(math domain error\); .*lr_cycle_mul 0.5"),
+        ({"sched": "step", "decay_epochs": 0.001, "decay_rate": 10}, r"sched: step gives no .*decay_epochs 0.001"),
+        ({"sched": "plateau", "decay_rate": 10}, r"sched: plateau gives no .*Factor should be < 1.0.*decay_rate 10"),
+        ({"sched": "cosine", "lr": 0.01, "min_lr": 0.1}, r"min_lr: 0.1 is above the peak learning rate 0.01"),
+        ({"sched": "tanh", "lr_base": 1e-7, "min_lr": 1e-6}, r"min_lr: 1e-06 is above the peak learning rate 1.25e-08"),
+        ({"sched": "cosine", "lr_cycle_mul": 0.5, "epochs": 2, "warmup_epochs": 0, "sched_on_updates": True},
+         r"sched: cosine gives no .*lr_cycle_mul 0.5"),
+        ({"sched": "poly", "lr": 1e-6}, r"min_lr: 1e-05 is above .* set min_lr to 1e-06 or less"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_would_end_the_run_later_is_refused_at_once(settings, expected, dummy):
+    cfg = config_from(settings)
+    optimizer = make_optimizer(cfg, dummy)
+    before = [dict(group, params=None) for group in optimizer.param_groups]
+    with pytest.raises(UserError, match=expected):
+        make_schedule(cfg, optimizer, 4)
+    assert [dict(group, params=None) for group in optimizer.param_groups] == before
+
+
+@pytest.mark.parametrize(
+    "noise", [{"lr_noise_pct": 0}, {"lr_noise_std": 1e300}, {"lr_noise_pct": 0.001}, {"lr_noise_pct": 2}]
+)
+def test_noise_that_is_never_small_enough_is_refused(noise):
+    with pytest.raises(UserError, match=next(iter(noise))):
+        config_from({"lr_noise": [0.0]} | noise)
+
+
+def test_the_widest_noise_that_is_allowed_comes_to_an_end(dummy):
+    cfg = config_from(
+        {"sched": "cosine", "lr": 0.1, "lr_noise": [0.0], "lr_noise_pct": 0.01, "lr_noise_std": 10, "epochs": 20}
+    )
+    assert all(0 < rate < 0.102 for rate in rates(cfg, dummy)[4:])
+
+
+def test_learning_rate_noise_is_drawn_by_seed_and_epoch(dummy):
+    """Normal, drawn again where it is beyond the limit; as a share of the rate."""
+    noise = {"lr_noise": [0.3], "lr_noise_pct": 0.5, "lr_noise_std": 0.8, "seed": 11}
+    plain = {"sched": "cosine", "lr": 0.1, "epochs": 10, "warmup_epochs": 2, "cooldown_epochs": 0}
+    expected = rates(config_from(plain), dummy)
+    for epoch in range(3, 10):
+        generator = torch.Generator().manual_seed(11 + epoch)
+        drawn = (0.8 * torch.randn(1, generator=generator).item() for _ in range(99))
+        expected[epoch] *= 1 + next(share for share in drawn if abs(share) < 0.5)
+    assert rates(config_from(plain | noise), dummy) == pytest.approx(expected)
+
+
+def test_the_learning_rate_scales_with_the_samples_of_an_update(dummy):
+    cfg = {"lr": 7.0, "lr_base": 0.1, "lr_base_size": 64, "batch_size": 32, "grad_accum_steps": 2}
+    assert peak_learning_rate(config_from({"lr": 7.0}), 4) == 7.0
+    assert peak_learning_rate(config_from(cfg), 4) == pytest.approx(0.1 * 32 * 4 * 2 / 64)
+    assert peak_learning_rate(config_from(cfg | {"lr_base_scale": "sqrt"}), 4) == pytest.approx(0.1 * 2)
+    assert learning_rate(make_optimizer(config_from(cfg), dummy, 4)) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("opt", "kind"), [("lamb", "Lamb"), ("AdamW", "AdamW"), ("lookahead_adamw", "Lookahead"), ("sgd", "SGD")]
+)
+def test_opt_chooses_the_optimizer(opt, kind, dummy):
+    assert type(make_optimizer(config_from({"opt": opt}), dummy)).__name__ == kind

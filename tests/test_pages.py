@@ -17,6 +17,7 @@ from measuring import run
 from PIL import Image
 
 import firing_num
+from utils.measure.models.price import MODELS
 from utils.report.page import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +64,11 @@ def test_it_is_the_twin_that_needs_more(full):
     report, folder = full
     twin = report["ann_twin"]
     assert twin["ratio"] > 1
-    pattern = rf"the ANN twin needs [\d.]+ .J {twin['ratio']:.1f} times the energy of this network; compute only"
-    assert re.search(pattern, text_of(folder / "report.html"))
+    pattern = rf"the ANN twin needs [\d.]+ .J {twin['ratio']:.1f} times the energy of this network, compute only"
+    page = text_of(folder / "report.html")
+    assert re.search(pattern, page)
+    flat = next(one for one in report["energy_models"] if one["model"] == "flat")
+    assert f"with memory {flat['ann_ratio']:.2f} times by model flat" in page
 
 
 def test_the_sum_with_the_extras_is_a_figure_of_the_page(full):
@@ -111,6 +115,7 @@ def test_the_page_of_published_rates(rates_page):
     for figure in ("4.408 mJ", "published 4.50 mJ", "41.77 mJ 9.5 times", "39.43 mJ 8.9 times", "block 8 MLP layer 2"):
         assert figure in page
     readings, layers, rates = tables_of(rates_page)
+    assert layers[-2].startswith("block.7.mlp.fc2_conv block 8 MLP layer 2 AC")
     assert [row.split()[-2:] for row in readings[1:3]] == [["4.457", "-1.0%"], ["4.408", "-2.0%"]]
     assert (len(layers), len(rates)) == (1 + 5 + 8 * 8 + 1 - 8, 1 + len(json.loads(TABLE.read_text())["tensors"]))
 
@@ -134,8 +139,9 @@ def test_the_page_has_the_tables_of_the_terminal(measured, capsys):
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     tables = tables_of(measured / "out" / "tables" / "report.html")
     *numbers, _ = tables  # the last one says what was measured
-    assert numbers.pop(2)[0].startswith("class samples")  # on the page alone
-    assert [len(rows) for rows in numbers] == [1 + 3, 1 + 2, 1 + 5 + 2 * 7 + 1, 1 + 4 + 2 * 9 + 1, 1 + 1, 1 + 4]
+    assert numbers.pop(3)[0].startswith("class samples")  # on the page alone
+    layers, tensors = 5 + 2 * 7 + 1, 4 + 2 * 9 + 1
+    assert [len(rows) - 1 for rows in numbers] == [3, len(MODELS), 2, layers, tensors, 1, 4]
     assert [row for rows in numbers for row in rows if row not in shown] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -89,19 +90,32 @@ def spoilt(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c.pop("model"), "needs 'model'"),
+        (lambda c: c.pop("model"), "model: field required"),
         (lambda c: c["model"].update(embed_dim=512), "'embed_dim' is unknown; valid: depths, embed_dims"),
-        (lambda c: c["model"].update(depths=0), "depths is 0; give a positive number"),
-        (lambda c: c["model"].update(depths=True), "depths is True"),
-        (lambda c: c["model"].update(pooling_stat=1111), "pooling_stat 1111"),
+        (lambda c: c["model"].update(depths=0), "model: depths is 0: it should be greater than or equal to 1"),
+        (lambda c: c["model"].update(depths=True), "depths is True: it should be a valid integer"),
+        (lambda c: c["model"].update(depths=8.5), "depths is 8.5: it should be a valid integer"),
+        (lambda c: c["model"].update(depths=10**9), "depths is 1000000000: it should be less than or equal to 1000"),
+        (lambda c: c["model"].update(height=1e300), "height is 1e+300"),
+        (lambda c: c["model"].update(width=math.inf), "width is inf"),
+        (lambda c: c["model"].update(mlp_ratio=math.nan), "mlp_ratio is nan"),
+        (lambda c: c["model"].update(embed_dims=None), "embed_dims is None"),
+        (lambda c: c["model"].update(pooling_stat=1111), "pooling_stat is 1111: it should be a valid string"),
+        (lambda c: c["model"].update(pooling_stat="11111"), "pooling_stat is '11111'"),
         (lambda c: c["model"].update(depths=9), "no rates for MS_SSA_Conv8_first_lif (block 9 input)"),
         (lambda c: c["tensors"][0].update(rate=[0.1, 0.2]), "time steps"),
         (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, 1.5]), "MS_SPS_lif has rate 1.5"),
-        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, "x"]), "MS_SPS_lif has rate 'x'"),
-        (lambda c: c["tensors"][0].update(rate=0.1), "one value per time step"),
-        (lambda c: c["tensors"].append({"rate": [1]}), "needs 'name' and 'rate'"),
-        (lambda c: c.update(tensors={}), "must be an object and 'tensors' a list"),
-        (lambda c: c.update(published={"spiking_mJ": "4.5"}), "numbers above 0"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, "x"]), "tensors.0.rate.3 is 'x'"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, math.nan]), "tensors.0.rate.3 is nan"),
+        (lambda c: c["tensors"][0].update(rate=[0.1, 0.2, 0.3, True]), "tensors.0.rate.3 is True"),
+        (lambda c: c["tensors"][0].update(rate=0.1), "tensors.0.rate is 0.1: it should be a valid list"),
+        (lambda c: c["tensors"].append({"rate": [1]}), "name: field required"),
+        (lambda c: c["tensors"].append(c["tensors"][0]), "is a second 'MS_SPS_lif'; give each tensor once"),
+        (lambda c: c.update(tensors={}), "tensors is {}: it should be a valid list"),
+        (lambda c: c.update(published={"spiking_mJ": "4.5"}), "published.spiking_mJ is '4.5'"),
+        (lambda c: c.update(published={"spiking_mJ": 0}), "published.spiking_mJ is 0"),
+        (lambda c: c.update(published=True), "published is True"),
+        (lambda c: c.update(title=[1]), "title is [1]"),
     ],
 )
 def test_a_bad_file_says_what_is_wrong(spoilt, change, expected):
@@ -110,6 +124,16 @@ def test_a_bad_file_says_what_is_wrong(spoilt, change, expected):
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "a.json").write_text("rates")
-    for path, expected in (("missing.json", "No such file"), ("a.json", "no JSON"), (".", "directory")):
+    (tmp_path / "b.json").write_text('{"model": ' + "[" * 100_000)
+    (tmp_path / "c.json").write_text('{"model": {"depths": 8, "depths": 9}, "tensors": []}')
+    (tmp_path / "d.json").write_text('{"model": {"depths": ' + "9" * 5000 + "}}")
+    for path, expected in (
+        ("missing.json", "no such file"),
+        ("a.json", "no JSON"),
+        ("b.json", "no JSON"),
+        ("c.json", "'depths' is there twice"),
+        ("d.json", "no JSON"),
+        (".", "director"),
+    ):
         with pytest.raises(UserError, match=expected):
             read_rates(str(tmp_path / path))

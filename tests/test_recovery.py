@@ -279,3 +279,43 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder):
         states.append(read_checkpoint(folder / f"output/train/{experiment}/last.pth.tar")["state_dict"])
     assert_same(states[0], states[1])
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
+
+
+def train_failing(at: str) -> None:
+    """Train, and fail once after the steps of the second epoch."""
+    from utils.train import trainer
+    from utils.train.run_files import RunLog
+
+    owner, name = {
+        "evaluation": (trainer, "evaluate"),
+        "row": (RunLog, "epoch"),
+        "rate": (trainer, "set_learning_rate"),
+    }[at]
+    function, calls = getattr(owner, name), 0
+
+    def fails(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == (3 if at == "evaluation" else 2):  # each epoch evaluates the weights and their average
+            raise RuntimeError("planted")
+        return function(*args, **kwargs)
+
+    setattr(owner, name, fails)
+    processes.train(arguments(*AFTER_THE_STEPS))
+
+
+AFTER_THE_STEPS = ("--sched", "plateau", "--recovery-interval", "0")
+
+
+def test_what_fails_after_the_last_step_of_an_epoch_costs_no_step(tmp_path):
+    for at in ("whole", "evaluation", "rate"):
+        folder = tmp_path / at
+        folder.mkdir()
+        (folder / "tiny.yml").write_text(TINY)
+        if at != "whole":
+            assert processes.finish(processes.start(train_failing, at, cwd=folder)) == [1]
+            assert "the steps of epoch 2 are kept" in (folder / "output.txt").read_text()
+        run_whole(folder, 1, *AFTER_THE_STEPS)
+        assert at == "whole" or "in epoch 2 after step 5" in (folder / "output.txt").read_text()
+        if at != "whole":
+            assert_same(outcome(folder), outcome(tmp_path / "whole"))

@@ -8,7 +8,8 @@ import pytest
 
 from utils.config.parse import config_from
 from utils.errors import UserError
-from utils.train.run_folder import LOCK, lock_folder, run_folder
+from utils.run.folder import LOCK, lock_folder
+from utils.train.run_folder import resumes_in_place, run_folder
 
 
 def names(folder):
@@ -83,3 +84,24 @@ def test_a_checkpoint_in_the_folder_of_a_new_run_is_refused(tmp_path, key):
     with pytest.raises(UserError, match=f"{key}: .* lies in .*, where the new run begins"):
         run_folder(config_from(new))
     assert run_folder(config_from(new | {"experiment": "other"})) == tmp_path / "other"
+
+
+def test_a_run_goes_on_in_the_folder_of_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "output/train/run"
+    folder.mkdir(parents=True)
+    for written in ("output/train/run/last.pth.tar", "output/train/../train/run/last.pth.tar", str(folder / "a.pth")):
+        cfg = config_from({"resume": written, "experiment": "run"})
+        assert run_folder(cfg).resolve() == folder
+        assert resumes_in_place(cfg, run_folder(cfg))
+        alone = config_from({"resume": written})
+        assert run_folder(alone).resolve() == folder
+        assert resumes_in_place(alone, run_folder(alone))
+        weights_only = config_from({"resume": written, "no_resume_opt": True, "experiment": "other"})
+        assert not resumes_in_place(weights_only, run_folder(weights_only))
+        assert not resumes_in_place(config_from({"resume": written, "no_resume_opt": True}), folder)
+    elsewhere = config_from({"resume": "output/train/run/last.pth.tar", "experiment": "other"})
+    assert run_folder(elsewhere).resolve() == folder.parent / "other"
+    assert not resumes_in_place(elsewhere, run_folder(elsewhere))
+    assert resumes_in_place(config_from({"resume": "auto", "experiment": "run"}), folder)
+    assert not resumes_in_place(config_from({"experiment": "run"}), folder)

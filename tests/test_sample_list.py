@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def test_an_incomplete_batch_of_the_list_is_refused(tmp_path: Path) -> None:
         ("\n \n", "list.txt is empty"),
         ("1\n1437\n", r"list.txt, line 2: '1437' is no sample of this split; valid: 0 to 1436$"),
         ("1\n-1\n", "list.txt: the samples of this data set have no names; give numbers from 0 to 1436"),
+        ("1\n" + "9" * 5000 + "\n", "list.txt, line 2: '9999.* is no sample of this split; valid: 0 to 1436$"),
         ("1\n2\n\n01\n", "list.txt, line 4: '01' is already in line 1; remove one"),
     ],
 )
@@ -133,6 +135,9 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary cannot be read .it is no UTF-8 text"):
         build_dataset(digits(tmp_path / "binary"), training=True)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe cannot be read \(it is no regular file\)"):
+        build_dataset(digits(tmp_path / "pipe"), training=True)
 
 
 def test_the_evaluation_needs_no_list(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_inference_on_bits_gives_the_golden_logits(name):
         dict(pooling_stat="0000"),
         dict(pooling_stat="1100"),
         dict(spike_mode="plif"),
+        dict(neuron_args={"tau": 4.0}),
         dict(mlp_ratios=1),
         dict(T=1),
         dict(T=7, TET=True),
@@ -186,10 +187,49 @@ def test_training_step_has_the_gradients_of_the_plain_one():
         assert difference < TOLERANCE * size, name
 
 
+def test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all():
+    model = small_model(engine="sparse")
+    x = images(model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
+
+    def counted(batch):
+        with torch.no_grad():
+            model(batch, {})  # watched, so that q, k and v are not joined into one layer
+        return {n: int(m.counts[1]) for n, m in layers.items() if m.counts is not None}
+
+    whole, part = counted(x), counted(x[:1])
+    assert whole.keys() == part.keys()
+    assert all(0 < part[name] < whole[name] for name in whole)
+    inference = SparseInference(model, auto=False)
+    for batch in (x, x[:1]):
+        inference(batch)
+    assert {name: count for name, count in inference.additions().items() if name in whole} == {
+        name: whole[name] + part[name] for name in whole
+    }
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_gradients_of_spikes_are_bfloat16_where_that_is_asked_for(bf16):
+    torch.manual_seed(0)
+    x, g = (torch.rand(3, 40, 6, 6) < 0.3).float().requires_grad_(), torch.randn(3, 33, 6, 6)
+    conv = torch.nn.Conv2d(40, 33, 1)
+    layer = accelerate(copy.deepcopy(conv), engine="sparse", bf16_input_grad=bf16)
+    assert isinstance(layer, SparseConv2d)
+    (gradient,) = torch.autograd.grad(layer(x), x, g)
+    (exact,) = torch.autograd.grad(conv(x), x, g)
+    difference = relative_error(gradient, exact.double())
+    assert 2**-12 < difference < 2**-6 if bf16 else difference < TOLERANCE
+
+
 def test_training_under_autocast_computes_in_bfloat16():
     model = small_model(engine="sparse").train()
+    dtypes = set()
+    for layer in model.modules():
+        if isinstance(layer, SparseConv2d):
+            layer.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, _ = model(images(model))
+    assert dtypes == {torch.bfloat16}
     logits.float().sum().backward()
     gradient = model.block[0].attn.q_conv.weight.grad  # type: ignore[union-attr]
     assert gradient is not None
@@ -253,3 +293,44 @@ def test_the_energy_report_counts_the_additions_that_the_engine_does():
     assert len(done) >= 9
     assert sum(done.values()) > 0
     assert done == {name: reported[name] for name in done}
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_the_evaluation_chooses_by_the_firing_rate(monkeypatch, share):
+    """A layer with a crossover a little above its firing rate adds, with one a little below it does not."""
+    model = small_model()
+    x = images(model)
+    sparse = SparseInference(model, auto=False)
+    sparse(x)
+    asked = []
+
+    def crossover(C, M, kernel, pixels):
+        asked.append((C, M, kernel, pixels))
+        return rates[len(asked) - 1] * share
+
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)][1:]
+    rates = []
+
+    def note(module, args, output):
+        rates.append(float(args[0].mean()))
+
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    assert min(rates) > 0
+    monkeypatch.setattr(sparse_network, "crossover", crossover)
+    chosen = SparseInference(model, auto=True)
+    chosen(x)
+    assert len(asked) == len(rates)
+    expected = sparse.additions() if share > 1 else dict.fromkeys(sparse.additions(), 0)
+    assert chosen.additions() == expected
+
+
+def test_neurons_of_other_kinds_are_not_computed_on_bits():
+    model = small_model()
+    assert why_not(model) is None
+    model.block[0].attn.q_lif.v_reset = None  # type: ignore[union-attr] -- a soft reset
+    assert "block.0.attn.q_lif is not a neuron with hard reset to 0" in str(why_not(model))
+    assert "float32 on a CPU is needed" in str(why_not(small_model().double()))

@@ -262,6 +262,23 @@ class TestCrossover:
         event_crossover._kept.cache_clear()
         assert event_crossover.crossover(16, 16, 1, 64) == first
 
+    @pytest.mark.parametrize(("dense", "expected"), [(5.0, 0.4), (2.0, 0.1), (8.0, 0.7), (0.5, 0.0), (99.0, 1.0)])
+    def test_it_is_where_the_sparse_layer_takes_as_long_as_the_dense_one(self, monkeypatch, dense, expected):
+        """With a clock on which a dense layer takes `dense`, and a sparse one 1 + 10 x firing rate."""
+        now = 0.0
+
+        def takes(seconds):
+            def call(x, *args, **options):
+                nonlocal now
+                now += seconds(round(float(x.mean()), 1))
+
+            return call
+
+        monkeypatch.setattr(event_crossover.time, "perf_counter", lambda: now)
+        monkeypatch.setattr(event_crossover.F, "conv2d", takes(lambda rate: dense))
+        monkeypatch.setattr(sparse_ops, "sparse_conv2d", takes(lambda rate: 1 + 10 * rate))
+        assert event_crossover._measure(64, 8, 1, 2048) == pytest.approx(expected)
+
     def test_a_spoiled_file_is_measured_anew(self, folder, monkeypatch):
         monkeypatch.setattr(event_crossover, "_measure", lambda *_: 0.25)
         event_crossover.crossover(16, 16, 1, 64)

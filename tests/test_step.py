@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from tiny import Linear, lively, tiny
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utils.config.parse import config_from
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
 from utils.run.precision import MOST_SKIPPED_UPDATES, Precision
+from utils.train import step as step_module
 from utils.train.step import TrainStep, train_one_epoch
 
 CPU = torch.device("cpu")
@@ -129,15 +131,17 @@ def scaling(first_scale=2.0**16):
     return precision
 
 
-def test_loss_scaling_that_leaves_out_every_update_ends_the_run():
+def test_loss_scaling_that_leaves_out_every_update_ends_the_run(monkeypatch):
+    most = 5  # of the 40 that a run allows
+    monkeypatch.setattr(step_module, "MOST_SKIPPED_UPDATES", most)
     model, precision, done = lively(tiny()), scaling(), []
     with torch.no_grad():
         model.block[0].mlp.fc1_conv.weight[0, 0] = float("nan")
-    loader = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))] * (MOST_SKIPPED_UPDATES - 1)
+    loader = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))] * (most - 1)
     train(model, loader, precision=precision, on_step=lambda sums: done.append(sums.steps))
-    assert len(done) == int(precision.skipped_updates) == MOST_SKIPPED_UPDATES - 1
+    assert len(done) == int(precision.skipped_updates) == most - 1
     message = poisoned(model, loader, precision=precision)  # the count goes on in the next epoch
-    assert message.startswith(f"the gradients were not finite in {MOST_SKIPPED_UPDATES} updates in a row by step 0, ")
+    assert message.startswith(f"the gradients were not finite in {most} updates in a row by step 0, ")
     assert "the first output that is not finite is that of block.0.mlp.fc1_conv (Conv2d)" in message
 
 
@@ -208,9 +212,37 @@ def test_mixed_precision_trains_with_float32_logits_in_the_loss():
     ("mode", "limit"),
     [("norm", lambda g: sum(x.square().sum() for x in g).sqrt()), ("value", lambda g: max(x.abs().max() for x in g))],
 )
-def test_gradients_are_clipped_before_the_update(mode, limit):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gradients_are_clipped_before_the_update(mode, limit, scaled):
     model = Linear()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(model, batches(23), lr=1.0, precision=Precision(config_from({"clip_grad": 1e-3, "clip_mode": mode}), CPU))
+    precision = Precision(config_from({"clip_grad": 1e-3, "clip_mode": mode}), CPU)
+    if scaled:  # the scale is taken out before
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    train(model, batches(23), lr=1.0, precision=precision)
     updates = [p.detach() - before[name] for name, p in model.named_parameters()]
     assert float(limit(updates)) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_adaptive_clipping_bounds_each_gradient_by_its_weight():
+    """Brock et al. 2021: of each row, the norm of the gradient is at most clip_grad times that of the weight."""
+    model = Linear()
+    before = weights(model)
+    train(model, batches(23), lr=1.0, precision=Precision(config_from({"clip_grad": 1e-4, "clip_mode": "agc"}), CPU))
+    updates = (model.state_dict()["stem.weight"] - before["stem.weight"]).norm(dim=1)
+    torch.testing.assert_close(updates, 1e-4 * before["stem.weight"].norm(dim=1), rtol=1e-2, atol=0)
+
+
+def test_mixed_precision_on_cuda_is_that_of_the_published_runs_by_default(monkeypatch):
+    """Without a GPU: nothing is computed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device = torch.device("cuda")
+    with FakeTensorMode():
+        made = {name: Precision(config_from({"amp": True} | given), device) for name, given in (
+            ("published", {}), ("bfloat16", {"amp_dtype": "bfloat16"}))}  # fmt: skip
+        off = Precision(config_from({}), device)
+    assert (made["published"].dtype, made["bfloat16"].dtype) == (torch.float16, torch.bfloat16)
+    # Loss scaling goes with float16 alone.
+    assert [one.scaler.is_enabled() for one in (*made.values(), off)] == [True, False, False]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32

@@ -15,8 +15,10 @@ from model import sdt
 from module.neuron import sj_neuron
 from utils.measure.firing import FiringRecorder
 from utils.measure.sdt.names import token_sums
-from utils.measure.spike_values import ROWS
+from utils.measure.spike_values import ROWS, Values, count_values
+from utils.measure.spread import Spread
 from utils.measure.synapses import SynapseRecorder
+from utils.measure.totals import interleaved
 from utils.run.distributed import Process
 
 CPU = torch.device("cpu")
@@ -417,3 +419,34 @@ def test_nothing_counted_is_an_error():
         pass
     with pytest.raises(ValueError, match="no batch passed"):
         firing.rows(Process(0, 1, CPU))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 1, 0], Values()),
+        ([0, -1, 1, 1], Values("ternary")),
+        ([0, 0.5, -0.5, 0.5], Values("scaled", 0.5, 0.5)),
+        ([0, 3, 1, 2], Values("integer", 1.0, 3.0)),
+        ([0, 3, 1, 0.5], Values("real", 0.5, 3.0)),
+        ([0, 300, 1, 2], Values("real", 1.0, 300.0)),  # too large for a number of spikes
+    ],
+)
+def test_one_value_of_another_kind_decides_the_kind_of_all(values, expected):
+    found = count_values(torch.tensor(values, dtype=torch.float32).view(1, -1))
+    assert Values.of(found.counts.sum(dim=1).tolist(), found.low, found.high) == expected
+
+
+def test_samples_of_several_processes_are_in_the_order_of_the_data_set():
+    samples = torch.arange(7)
+    assert torch.equal(interleaved([samples[rank::3] for rank in range(3)]), samples)
+
+
+def test_the_interval_of_a_mean_narrows_with_the_samples():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    found = Spread.of(values)
+    sd = (((values - 3) ** 2).sum() / 3) ** 0.5
+    assert (found.samples, found.mean, found.minimum, found.maximum) == (4, 3.0, 1.0, 6.0)
+    assert found.sd == pytest.approx(float(sd))
+    assert found.mean_interval == pytest.approx((3 - 1.959964 * float(sd) / 2, 3 + 1.959964 * float(sd) / 2))
+    assert Spread.of(values[:1]) == Spread(1, 1.0, None, None, 1.0, 1.0)

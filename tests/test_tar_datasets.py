@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -344,7 +345,11 @@ def test_shards_that_are_not_there_are_named(shards: Path, settings: dict[str, A
         (["tiny-train-0000.tar"], 99, "names 99 samples of 'train', its 1 shards hold 11; copy the shards again"),
         (["other.tar"], 1, "_info.json, split train: .*/other.tar does not exist"),
         (["tiny-train-0000.tar"] * 2, 22, "_info.json, split train: .*/tiny-train-0000.tar is listed twice"),
-        (None, 1, "_info.json is not understood .*; expected splits: <name>: filenames, num_samples"),
+        (
+            None,
+            1,
+            r"_info.json: splits\.train\.filenames is None: it should be a .*; expected splits: <name>: filenames",
+        ),
     ],
 )
 def test_an_info_file_that_does_not_fit_the_shards(shards: Path, files: Any, count: int, message: str) -> None:
@@ -377,3 +382,143 @@ def test_the_classes_of_tars_are_compared_between_splits(class_tars: Path) -> No
     write_tar(class_tars / "validation.tar", {"n2/1.png": png(1), "n3/1.png": png(1)})
     with pytest.raises(UserError, match="splits 'train' and 'validation' have different class folders"):
         build_datasets(config(class_tars, "imagenet"))
+
+
+# --- links, and labels of any size -----------------------------------------------------------------------
+
+
+def write_links(file: Path, content: Content, links: dict[str, tuple[bytes, str]]) -> Path:
+    """A tar of `content`, after which come `links`: name -> kind of tarfile, target."""
+    write_tar(file, content)
+    with tarfile.open(file, "a") as tar:
+        for name, (kind, target) in links.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            tar.addfile(entry)
+    return file
+
+
+def test_links_in_a_tar_are_the_files_they_stand_for(tmp_path: Path) -> None:
+    links = {
+        "dog/hard.png": (tarfile.LNKTYPE, "./cat/1.png"),  # a hard link names a member
+        "dog/soft.png": (tarfile.SYMTYPE, "../cat/2.png"),  # a symbolic link is a path from its folder
+        "dog/both.png": (tarfile.SYMTYPE, "hard.png"),
+        "LICENSE": (tarfile.SYMTYPE, "../../LICENSE"),  # no data: it may point nowhere
+    }
+    write_links(tmp_path / "train.tar", {f"cat/{i}.png": png(i) for i in (1, 2)}, links)
+    dataset = build_dataset(config(tmp_path, "folder"), training=True)
+    assert greys(dataset) == [(1, 0), (2, 0), (1, 1), (2, 1), (1, 1)]
+
+
+def test_links_in_shards_and_inner_tars_are_followed(tmp_path: Path) -> None:
+    write_links(tmp_path / "train.tar", {**ONE, "2.cls": b"0"}, {"2.png": (tarfile.LNKTYPE, "1.png")})
+    assert greys(build_dataset(config(tmp_path), training=True)) == [(1, 1), (1, 0)]
+    inner = write_links(tmp_path / "dog.tar", {"1.png": png(5)}, {"2.png": (tarfile.LNKTYPE, "1.png")})
+    write_tar(tmp_path / "a" / "train.tar", {"dog.tar": inner.read_bytes(), "cat/1.png": png(9)})
+    assert greys(build_dataset(config(tmp_path / "a", "folder"), training=True)) == [(5, 1), (5, 1), (9, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        (
+            tarfile.SYMTYPE,
+            "../../elsewhere.png",
+            r"dog/2\.png is a link to '\.\./\.\./elsewhere\.png', which is no file",
+        ),
+        (
+            tarfile.LNKTYPE,
+            "cat/9.png",
+            "dog/2.png is a link to 'cat/9.png', which is no file in this tar; make the tar",
+        ),
+        (tarfile.SYMTYPE, "2.png", "dog/2.png is a link to '2.png', which is no file in this tar"),  # itself
+        (tarfile.SYMTYPE, "../cat", "dog/2.png is a link to '../cat', which is a folder"),
+        (tarfile.FIFOTYPE, "", "dog/2.png is a device or a pipe"),
+    ],
+)
+def test_an_image_that_is_a_link_to_nothing_is_not_left_out(
+    tmp_path: Path, kind: bytes, target: str, message: str
+) -> None:
+    write_links(tmp_path / "train.tar", {"cat/1.png": png(1), "dog/1.png": png(2)}, {"dog/2.png": (kind, target)})
+    with pytest.raises(UserError, match=message):
+        build_dataset(config(tmp_path, "folder"), training=True)
+
+
+@pytest.mark.parametrize("label", [b"1" * 20, b"1" * 5000, b"1_0", b"\xd9\xa1", b"0x1", b"1e3"])
+def test_a_label_that_is_no_class_index_is_refused(tmp_path: Path, label: bytes) -> None:
+    write_tar(tmp_path / "train.tar", {**ONE, "1.cls": label})
+    with pytest.raises(UserError, match=r"1\.cls holds '.*'; expected a class index"):
+        build_dataset(config(tmp_path), training=True)
+
+
+@pytest.mark.parametrize(
+    "label", [b'{"label": ' + b"[" * 10**5, b'{"label": 1e400}', b'{"label": null}', b'{"label": ' + b"1" * 5000]
+)
+def test_a_label_of_json_that_is_no_class_index_is_refused(tmp_path: Path, label: bytes) -> None:
+    write_tar(tmp_path / "train.tar", {"1.png": png(1), "1.json": label})
+    with pytest.raises(UserError, match=r"1\.json holds .*; expected an object with a class index"):
+        build_dataset(config(tmp_path), training=True)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("x-{5..0}.tar", "does not count up from 5 to 0"),
+        ("x-{0..99999999999}.tar", "x-0.tar does not exist"),
+        ("x-{0.." + "9" * 5000 + "}.tar", "does not count up from 0 to 999.*of at most 12 digits"),
+        ("{0..99999999}{0..99999999}{0..99999999}.tar", "does not exist"),
+    ],
+)
+def test_a_pattern_of_endless_shards_ends(shards: Path, split: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^train_split: .*{message}"):
+        build_dataset(config(shards, train_split=split), training=True)
+
+
+INFO = {"splits": {"train": {"filenames": ["tiny-train-0000.tar"], "num_samples": 11}}}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_info_file_of_any_content_is_one_message(shards: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    garbage = [None, True, 1, -1, 1.5, float("inf"), "text", [], [1], {}, 10**4000, [[]], {"a": {}}]
+    info: Any = json.loads(json.dumps(INFO))
+    place = draw.choice([("splits",), ("splits", "train"), ("splits", "train", "filenames"),
+                         ("splits", "train", "num_samples")])  # fmt: skip
+    holder = info
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value = draw.choice(garbage)
+    if value in ({}, []) and place in (("splits",), ("splits", "train", "filenames")):
+        return
+    (shards / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"_info\.json: splits") as caught:
+        build_dataset(config(shards), training=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "null", "3", "[", "[" * 10**5, '{"splits": NaN}', "\x00"])
+def test_an_info_file_that_is_no_json_is_one_message(shards: Path, text: str) -> None:
+    (shards / "_info.json").write_text(text)
+    with pytest.raises(UserError, match=r"data_dir: .*/_info\.json.*; expected splits: <name>: filenames"):
+        build_dataset(config(shards), training=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tar": np.array([7] * 23, np.int32)},
+        {"offset": np.array([-1] * 23)},
+        {"size": np.array([10**12] * 23)},
+        {"label": np.zeros((23, 1), np.int64)},
+        {"name": np.array([b"a"])},
+        {"size": np.array([0.5] * 23)},
+        {"label": np.array(["x"] * 23)},
+    ],
+)
+def test_an_index_with_other_arrays_is_made_again(shards: Path, wrong: dict[str, np.ndarray]) -> None:
+    build_dataset(config(shards), training=True)
+    (place,) = shards.glob(".tar-index-*.npz")
+    with np.load(place) as content:
+        arrays = {name: content[name] for name in content.files}
+    np.savez(place, **(arrays | wrong))
+    assert greys(build_dataset(config(shards), training=True)) == [(i, i % 2) for i in range(23)]

@@ -34,6 +34,7 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     triton_lif.lif_forward(x, g, decay, 1.0)
     triton_lif.lif_backward(g, x, empty(*x.shape, dtype=dtype), decay, 1.0, 4.0, want_decay)
     triton_norm.batch_affine(x, channels, channels, 1e-5)
+    triton_norm.affine_of(x, double, double, channels, channels, 1e-5)
     triton_norm_lif.affine_lif(x, channels, channels, g, decay, 1.0)
     affine = (channels, channels)
     triton_norm_lif.bn_lif_backward(g, None, x, affine, channels, double, double, decay, 1e-5, 1.0, 4.0, want_decay)
@@ -52,7 +53,16 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     for kept in (winner, None):
         triton_pool.max_pool(images, pooled, kept)
     triton_pool.max_pool_backward(pooled, winner, images)
+    bytes_ = torch.empty_like(images, dtype=torch.uint8)
+    for kept in (bytes_, None):
+        triton_pool.max_pool_neighbours(images, images, kept, H, W, W, C)
+    triton_pool.max_pool_neighbours_backward(images, bytes_, images, H, W, W, C)
+    triton_pool.max_pool_neighbours(images, images, bytes_, H * W, C, C // 8, 1)
     qkv, kv = empty(T, B, 3 * C, H, W, dtype=dtype), empty(T, B, C, dtype=state)
+    three, decays = empty(3 * C, dtype=state), empty(3, dtype=state)  # a time constant each for q, k and v
+    triton_norm_lif.affine_lif(qkv, three, three, qkv, decays, 1.0)
+    stats = (three, empty(3 * C, dtype=torch.float64), empty(3 * C, dtype=torch.float64))
+    triton_norm_lif.bn_lif_backward(qkv, None, qkv, (three, three), *stats, decays, 1e-5, 1.0, 4.0, want_decay)
     bits = triton_attention.kept_of(qkv)
     for kept in (bits, None):
         triton_attention.attend(qkv, kv, g, kept, decay, 0.5)

@@ -14,7 +14,7 @@ from tiny import neuron_on, tiny
 from torch import Tensor, nn
 
 from module.accelerate import accelerate, rows
-from module.kernels import attention, batchnorm, norm_pool, pool
+from module.kernels import attention, batchnorm, norm_pool, pool, triton_device
 from module.kernels.cpu import state_dtype
 from module.kernels.lif import lif
 from module.neuron import make_neuron
@@ -54,14 +54,18 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype).requires_grad_()
 
 
+# A decay of 1/4, which has no rounding: with that of tau = 2 it could be taken for 1 - decay.
+TAU = {"lif": {"tau": 4.0}, "plif": {"init_tau": 4.0}}
+
+
 def neurons(dtype: torch.dtype, shape: tuple[int, ...], mode: str) -> None:
     x, steps = draw(*shape), steps_of(shape)
     g = draw(steps, *shape[1:], seed=5)
-    plain = make_neuron(mode).double()
+    plain = make_neuron(mode, neuron_args=TAU[mode]).double()
     reference = leaf(x, torch.float64)
     spikes = plain(reference.expand(steps, *shape[1:]))
     expected = {"spikes": spikes.detach()} | gradients(spikes, g, x=reference, **dict(plain.named_parameters()))
-    neuron = neuron_on("triton", mode)
+    neuron = neuron_on("triton", mode, neuron_args=TAU[mode])
     neuron = neuron.double() if dtype == torch.float64 else neuron
     own = leaf(x, dtype)
     fired = lif(own, neuron.decay(own), steps, *neuron.constants(), "triton")
@@ -168,6 +172,42 @@ def pools(dtype: torch.dtype, size: tuple[int, int, int, int]) -> None:
     check(f"pool {size}", results[1], results[0], dtype)
 
 
+def neighbours(dtype: torch.dtype, heads: bool) -> None:
+    """The event mode's pool: over the map with channels innermost, and over tokens and channels of each head."""
+    x = draw(2, 1, 10, 3, 5).clamp_(min=0.0)  # many equal values
+    layer = nn.MaxPool3d((1, 3, 3), 1, (0, 1, 1))
+    results = []
+    for kind in (torch.float64, dtype):
+        own = leaf(x, kind)
+        shown = own.flatten(3).unflatten(2, (2, 5)).transpose(3, 4) if heads else own  # [T, B, h, N, D/h]
+        out = layer(shown) if kind is torch.float64 else pool.max_pool_neighbours(shown)
+        g = draw(*shown.shape, seed=5)
+        results.append({"spikes": out.detach()} | gradients(out, g, x=own))
+        assert pool.can_pool_neighbours(layer, shown)
+        assert out.stride() == shown.stride() or kind is torch.float64
+    check(f"pool of neighbours, heads {heads}", results[1], results[0], dtype)
+
+
+def side_by_side(dtype: torch.dtype) -> None:
+    """Three neurons with a time constant each, at once and one by one; training and evaluation."""
+    D, state = triton_device.WIDE, state_dtype(dtype)
+    x, g = draw(2, 1, 3 * D, 1, 3), draw(2, 1, 3 * D, 1, 3, seed=5)
+    weight, bias, decays = 0.8 + torch.rand(3 * D), torch.rand(3 * D), torch.tensor([0.3, 0.4, 0.6])
+    results = []
+    for pieces in (3, 1):
+        leaves = dict(x=leaf(x, dtype), weight=leaf(weight, state), bias=leaf(bias, state), decay=leaf(decays, state))
+        parts = zip(*(value.chunk(pieces, 2 if value.dim() > 1 else 0) for value in leaves.values()), strict=True)
+        fired, evaluated = [], []
+        for own, w, b, d in parts:
+            d = d.reshape(()) if pieces == 3 else d
+            fired.append(batchnorm.bn_lif(own, w, b, d, 2, 1e-5, 1.0, 4.0)[0])
+            evaluated.append(batchnorm.affine_lif(own.detach(), w.detach(), b.detach(), d.detach(), 2, 1.0))
+        spikes = torch.cat(fired, 2)
+        found = {"spikes": spikes.detach()} | gradients(spikes, g, **leaves)
+        results.append({name: value.double() for name, value in found.items()} | {"evaluated": torch.cat(evaluated, 2)})
+    check("neurons side by side", results[1], results[0], dtype)
+
+
 def attentions(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     T, B, D, H, W = shape
     qkv = (draw(T, B, 3 * D, H, W) > 0.5).double()
@@ -188,8 +228,8 @@ def attentions(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 def parts() -> None:
     """The proof at the start accepts the parts of a model, with both neurons, and they are attached."""
-    for mode in ("lif", "plif"):
-        model = accelerate(tiny(spike_mode=mode).double(), neuron_backend="triton")
+    for options in (dict(spike_mode="lif", dvs_mode=True), dict(spike_mode="plif", embed_dims=64)):
+        model = accelerate(tiny(**options).double(), neuron_backend="triton")
         for row in rows(model):
             assert row.runs_as != "plain", row
 
@@ -206,6 +246,9 @@ def main() -> None:
                 attentions(dtype, shape)
         for size in ((2, 5, 7, 5), (1, 70, 1, 4), (1, 3, 8, 8)):
             pools(dtype, size)
+        for heads in (False, True):
+            neighbours(dtype, heads)
+    side_by_side(torch.float32)
     parts()
     print("all equal")
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from utils.output import keep_going_without_output
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not take Ctrl-C for success
 
@@ -62,6 +64,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def shortened(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message; cut where it is longer than `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more than 4,300 digits, which Python does not write
+        return "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 def listed(names: Sequence[str], limit: int = 6) -> str:
     """The first `limit` names for a line of text, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -73,9 +84,10 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
     A `UserError` ends in one message and status 2, Ctrl-C in one line and status 130, a run that a signal stopped
     in its own message and 128 + the signal. Any other exception is a defect of the program and keeps its traceback.
-    Of several processes, one speaks.
+    Of several processes, one speaks. Output that cannot be written any more is dropped (`utils.output`).
     """
     script = Path(sys.argv[0]).name
+    keep_going_without_output()
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -89,6 +101,12 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         remedy = "check the name, the free space and the rights there"
         print(f"{script}: error: {error.strerror}{where}; {remedy}", file=sys.stderr)
         status = USAGE_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        remedy = "make batch_size, time_steps or the model smaller; train.py --dry-run tells what a run needs"
+        print(f"{script}: error: out of memory: {first_line(error)}; {remedy}", file=sys.stderr)
+        status = USAGE_ERROR
     except Stopped as stop:
         if _speaks():
             print(f"{script}: {stop}", file=sys.stderr)
@@ -100,10 +118,19 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     sys.exit(status)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's errors, whose classes are not known here: this file imports no torch."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return "MemoryError" in names or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
 def _speaks() -> bool:
-    """Whether this process is the first of a launcher's, or the only one."""
+    """Whether this process is the first of a launcher's, or the only one; also if its place makes no sense."""
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world_size.isdecimal():
+        return not 0 < int(rank[:12]) < int(world_size[:12])
     if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
+        return True
     return os.environ.get("SLURM_PROCID", "0") == "0" or os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UserError
+
+UNFINISHED = ".partial"  # how the names of files end that are being written
 
 
 @contextlib.contextmanager
@@ -23,7 +28,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the rename failed; `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
         yield temporary
         if durable:
@@ -45,6 +50,33 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is a folder, a pipe or a device, which could be read for ever.
+    """
+    # Opening a pipe would wait for its writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    file.close()
+    raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The UTF-8 text in a regular file.
+
+    Raises:
+        OSError: as `open_regular`.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
 def cache_folder() -> Path:

@@ -86,6 +86,7 @@ def _setup_attend(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, decay, ctx.threshold, ctx.alpha, _ = inputs
     _, kv, kept = output
     ctx.mark_non_differentiable(kv, kept)
+    ctx.set_materialize_grads(False)  # no zeros for the two
     ctx.save_for_backward(kept, kv, decay)
 
 

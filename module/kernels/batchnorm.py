@@ -5,7 +5,8 @@ A training forward keeps BatchNorm's input and no other tensor of that size; the
 registers. Statistics and sums are accumulated in float64.
 
 Legend: T time steps, B batch, C channels, H x W feature map.
-Inputs are `[T, B, C, H, W]`; a first dimension of 1 stands for the same input at each of `steps` steps.
+Inputs are `[T, B, C, H, W]`; a first dimension of 1 stands for the same input at each of `steps` steps. `decay` is
+0-dimensional; on CUDA also `[G]`, one value for each of G equal runs of channels.
 """
 
 from __future__ import annotations
@@ -147,12 +148,12 @@ def bn_lif_backward(
     """Gradients of the input, of BatchNorm's weight and bias, and of the decay."""
     x = with_channels(x)
     g = same_layout(g, x, x.dtype)
-    scale, shift = affine_of(mean, var, weight, bias, eps)
     if triton_device.runs(x):
-        affine = _per_channel(x, scale), _per_channel(x, shift)
+        affine = _triton().affine_of(x, mean, var, weight, bias, eps)
         return _triton_lif().bn_lif_backward(
             g, None, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay
         )
+    scale, shift = affine_of(mean, var, weight, bias, eps)
     gx = torch.empty_like(x)
     sum_g, sum_gx, g_decay = cpu_kernels.affine_lif_backward(
         g,
@@ -212,6 +213,7 @@ def _setup_bn_lif(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, bias, decay, _, ctx.eps, ctx.threshold, ctx.alpha = inputs
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # no zeros for the two
     ctx.save_for_backward(x, weight, bias, decay, mean, var)
 
 
@@ -273,6 +275,7 @@ def _setup_bn_add(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.adds = residual is not None
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # no zeros for the two
     ctx.save_for_backward(x, weight, bias, mean, var)
 
 

@@ -68,7 +68,7 @@ def norm_neuron(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int | None
     if can_fuse_norms(x, norm) and can_fuse_neurons(x, neuron):
         assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(neuron, KernelNeuron)
-        return norms_neuron([norm], neuron, x, steps)
+        return norms_neurons([norm], [neuron], x, steps)
     if x.shape[0] != steps:
         x = x.expand(steps, *x.shape[1:])
     return channels_innermost(neuron(norm_add(norm, x)))  # a neuron that stacks its steps loses the layout
@@ -100,9 +100,13 @@ def norm_neuron_pool(
     return out
 
 
-def norms_neuron(norms: Sequence[nn.BatchNorm2d], neuron: KernelNeuron, x: Tensor, steps: int) -> Tensor:
-    """Several BatchNorms side by side over the channels of `x`, each followed by a neuron like `neuron`; fused."""
-    decay, (threshold, alpha) = neuron.decay(x), neuron.constants()
+def norms_neurons(norms: Sequence[nn.BatchNorm2d], neurons: Sequence[KernelNeuron], x: Tensor, steps: int) -> Tensor:
+    """Several BatchNorms side by side over the channels of `x`, each followed by its neuron; fused.
+
+    A single neuron stands for neurons that are all like it; else they differ in their time constants alone.
+    """
+    threshold, alpha = neurons[0].constants()
+    decay = torch.stack([n.decay(x) for n in neurons]) if len(neurons) > 1 else neurons[0].decay(x)
     if not norms[0].training:
         scales, shifts = zip(*map(_running_affine, norms), strict=True)
         return batchnorm.affine_lif(x, _joined(scales), _joined(shifts), decay, steps, threshold)
@@ -154,6 +158,14 @@ def pooled(layer: nn.Module, x: Tensor) -> Tensor:
     return over_time(x, layer)
 
 
+def neighbours_pooled(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)` for the event mode's max-pool over 3 x 3 neighbours in the last two dimensions of `x`."""
+    if pool.can_pool_neighbours(layer, x) and not watched(layer):
+        return pool.max_pool_neighbours(x)
+    pooled: Tensor = layer(x)
+    return pooled
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
@@ -175,5 +187,5 @@ def _update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int)
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
     unbiased = var * (count / max(count - 1, 1))
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    running = [norm.running_mean, norm.running_var]
+    torch._foreach_lerp_(running, [value.to(running[0].dtype) for value in (mean, unbiased)], momentum)

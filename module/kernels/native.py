@@ -131,7 +131,7 @@ def cache_folder() -> Path:
 
 
 def build(library: Library, folder: Path) -> Path:
-    """The file of the library in `folder`, compiled if it is not there yet or does not load.
+    """The file of the library in `folder`, compiled if it is not there yet, is not whole or does not load.
 
     Raises:
         NativeError: see `load`.
@@ -145,7 +145,7 @@ def build(library: Library, folder: Path) -> Path:
     for file in [*library.paths, *sorted(headers)]:
         digest.update(file.read_bytes())
     target = folder / f"{library.name}-{digest.hexdigest()[:20]}.so"
-    if target.exists() and not _why_not_loaded(target):
+    if _is_whole(target) and not _why_not_loaded(target):
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +156,8 @@ def build(library: Library, folder: Path) -> Path:
                 made = Path(scratch) / "library.so"
                 reason = _compile([*compiler, *flags], library.paths, variant, compiler, made)
                 if not reason:
+                    with made.open("ab") as end:
+                        end.write(_checksum(made.read_bytes()))
                     os.replace(made, target)
                     return target
     except OSError as error:
@@ -163,6 +165,21 @@ def build(library: Library, folder: Path) -> Path:
             f"the cache folder {folder} cannot be written ({error.strerror}); set {CACHE_VARIABLE}"
         ) from error
     raise NativeError(f"{', '.join(library.sources)} did not compile: {reason}")
+
+
+def _checksum(content: bytes) -> bytes:
+    """What follows the content of a library in its file; a loader reads no further than the library's own end."""
+    return b"SHA-256 " + hashlib.sha256(content).hexdigest().encode()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file has its checksum. To load a library that was cut short ends the process without a message."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    length = len(_checksum(b""))
+    return content[-length:] == _checksum(content[:-length])
 
 
 def _compile(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from module.kernels.batchnorm import affine_of, batch_affine, with_channels
+from module.kernels.batchnorm import batch_affine, with_channels
 from module.kernels.cpu import state_dtype
 from module.kernels.pool import pooled_size
 
@@ -92,9 +92,11 @@ def bn_lif_pool_backward(
     want_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the input, of BatchNorm's weight and bias, and of the decay."""
+    from module.kernels import triton_norm
+
     x, g = with_channels(x), with_channels(g)
-    scale, shift = (value.to(state_dtype(x.dtype)) for value in affine_of(mean, var, weight, bias, eps))
-    tensors = (g, winner, x, (scale, shift), weight, mean, var, decay)
+    affine = triton_norm.affine_of(x, mean, var, weight, bias, eps)
+    tensors = (g, winner, x, affine, weight, mean, var, decay)
     gx, gw, gb, gd = _kernels().bn_lif_backward(*tensors, eps, threshold, alpha, want_decay)
     return gx, gw, gb, gd
 
@@ -115,6 +117,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, bias, decay, _, ctx.eps, ctx.threshold, ctx.alpha, _ = inputs
     _, mean, var, winner = output
     ctx.mark_non_differentiable(mean, var, winner)
+    ctx.set_materialize_grads(False)  # no zeros for the three
     ctx.save_for_backward(winner, x, weight, bias, decay, mean, var)
 
 

@@ -19,10 +19,11 @@ from module.kernels.fusion import (
     channels_innermost,
     convolved,
     is_folded,
+    neighbours_pooled,
     norm_add,
     norm_neuron,
     norm_neuron_pool,
-    norms_neuron,
+    norms_neurons,
     pooled,
 )
 from module.kernels.neurons import KernelLIF, KernelNeuron
@@ -109,11 +110,12 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
     def _attend_by_layers(self, s: Tensor) -> Tensor:
         H, W = s.shape[-2:]
         q = norm_neuron(self.q_bn, self.q_lif, over_time(s, self.q_conv))
-        k = self.k_pool(norm_neuron(self.k_bn, self.k_lif, over_time(s, self.k_conv)))
-        v = self.v_pool(norm_neuron(self.v_bn, self.v_lif, over_time(s, self.v_conv)))
+        k = neighbours_pooled(self.k_pool, norm_neuron(self.k_bn, self.k_lif, over_time(s, self.k_conv)))
+        v = neighbours_pooled(self.v_pool, norm_neuron(self.v_bn, self.v_lif, over_time(s, self.v_conv)))
         kv = self.kv_before(self._split_heads(k) * self._split_heads(v))  # [T, B, h, N, D/h]
-        mask = self.talking_heads_lif(self.kv_pool(kv).sum(dim=3, keepdim=True))  # [T, B, h, 1, D/h]
-        y = self.x_pool(self._split_heads(q) * mask.to(q.dtype))
+        sums = neighbours_pooled(self.kv_pool, kv).sum(dim=3, keepdim=True)
+        mask = self.talking_heads_lif(sums)  # [T, B, h, 1, D/h]
+        y = neighbours_pooled(self.x_pool, self._split_heads(q) * mask.to(q.dtype))
         return y.transpose(3, 4).flatten(2, 3).unflatten(3, (H, W))
 
     def _can_attend_at_once(self, s: Tensor) -> bool:
@@ -122,8 +124,14 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         norms = (self.q_bn, self.k_bn, self.v_bn)
         neurons = (self.q_lif, self.k_lif, self.v_lif, self.talking_heads_lif)
         between = (self.k_pool, self.v_pool, self.kv_before, self.kv_pool, self.x_pool)
-        # Event mode pools over tokens and channels; parametric neurons have a time constant each.
-        if any(type(layer) is not nn.Identity for layer in between) or any(type(n) is not KernelLIF for n in neurons):
+        if any(type(layer) is not nn.Identity for layer in between):  # event mode pools over tokens and channels
+            return False
+        if any(type(n) is not type(neurons[0]) for n in neurons):
+            return False
+        if not self._share_a_time_constant() and (
+            # A time constant each: Triton's kernels take several, for whole blocks of channels.
+            not triton_device.runs(s) or self.dim % triton_device.WIDE or is_folded(*norms)
+        ):
             return False
         if watched(*convs, *between) or not can_fuse_neurons(s, *neurons):
             return False
@@ -131,13 +139,17 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
             return False
         if len({(type(c), c.bias is None) for c in convs}) > 1 or any(cpu.same_size_kernel(c) != 1 for c in convs):
             return False
-        if len({(n.tau, *n.constants()) for n in neurons[:3]}) > 1:  # type: ignore[operator]
+        if len({n.constants() for n in neurons[:3]}) > 1:  # type: ignore[operator]
             return False
         return is_folded(*norms) or (can_fuse_norms(s, *norms) and len({norm.eps for norm in norms}) == 1)
 
+    def _share_a_time_constant(self) -> bool:
+        neurons = (self.q_lif, self.k_lif, self.v_lif)
+        return all(type(n) is KernelLIF for n in neurons) and len({n.tau for n in neurons}) == 1
+
     def _attend_at_once(self, s: Tensor) -> Tensor:
         """One product for q, k, v, and sums over tokens per channel, for which heads do not matter."""
-        assert isinstance(self.q_lif, KernelNeuron)
+        neurons = [n for n in (self.q_lif, self.k_lif, self.v_lif) if isinstance(n, KernelNeuron)]
         assert isinstance(self.talking_heads_lif, KernelNeuron)
         convs, norms = (self.q_conv, self.k_conv, self.v_conv), [self.q_bn, self.k_bn, self.v_bn]
         weight = torch.cat([conv.weight for conv in convs])  # [3 D, D, 1, 1]
@@ -146,7 +158,10 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         # A sparse convolution computes the joined weights its own way.
         convolve = getattr(self.q_conv, "convolve", F.conv2d)
         qkv = convolve(s.flatten(0, 1), weight, bias).unflatten(0, s.shape[:2])  # [T, B, 3 D, H, W]
-        qkv = self.q_lif(qkv) if is_folded(*norms) else norms_neuron(norms, self.q_lif, qkv, len(s))
+        if is_folded(*norms):
+            qkv = self.q_lif(qkv)
+        else:
+            qkv = norms_neurons(norms, neurons[:1] if self._share_a_time_constant() else neurons, qkv, len(s))
         mask = self.talking_heads_lif
         keep = torch.is_grad_enabled() and qkv.requires_grad
         return attention.attend(qkv, mask.decay(qkv), *mask.constants(), keep)[0]

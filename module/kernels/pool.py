@@ -1,4 +1,5 @@
-"""Max-pooling 3 x 3 with stride 2 and padding 1 as a torch operator, on a CPU and on CUDA.
+"""Max-pooling 3 x 3 with padding 1 as torch operators: with stride 2 on a CPU and on CUDA; with stride 1, the event
+mode's, on CUDA.
 
 torch keeps the input and an 8-byte index per output for the backward pass; here it is one byte per output. The results
 are bit-equal, in float32 and float64 the gradients too.
@@ -8,13 +9,14 @@ Legend: N images (time steps times batch), C channels, H x W feature map; channe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from module.kernels import cpu as cpu_kernels
 from module.kernels import triton_device
+from module.kernels.lif import same_layout
 
 _GEOMETRY = dict(kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False, return_indices=False)
 
@@ -82,6 +84,7 @@ def _(g: Tensor, winner: Tensor, H: int, W: int) -> Tensor:
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.size = inputs[0].shape[2:]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for it
     ctx.save_for_backward(output[1])
 
 
@@ -95,4 +98,98 @@ _max_pool.register_autograd(_backward, setup_context=_setup_context)
 def max_pool(x: Tensor) -> Tensor:
     """`F.max_pool2d(x, 3, 2, 1)` of `x` `[N, C, H, W]`, channels innermost; see `can_pool`."""
     out, _ = _max_pool(x, x.requires_grad and torch.is_grad_enabled())
+    return out
+
+
+# ---- stride 1, over the last two dimensions of [T, B, C, H, W] -------------------------------------------------------
+
+_NEIGHBOURS = dict(
+    kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1), dilation=1, ceil_mode=False, return_indices=False
+)
+
+
+class _Map(NamedTuple):
+    """A tensor's memory as `[images, height, width, channels]`; windows end at multiples of `segment` in the width."""
+
+    height: int
+    width: int
+    segment: int
+    channels: int
+
+
+def _map_of(x: Tensor) -> _Map | None:
+    """None if `x` `[T, B, C, H, W]` has another layout than the two that the attention has: channels innermost, or the
+    heads `[T, B, h, N, D/h]` of a tensor with channels innermost."""
+    _, _, C, H, W = x.shape
+    if x.permute(0, 1, 3, 4, 2).is_contiguous():
+        return _Map(H, W, W, C)
+    if x.permute(0, 1, 3, 2, 4).is_contiguous():
+        return _Map(H, C * W, W, 1)
+    return None
+
+
+def can_pool_neighbours(pool: nn.Module, x: Tensor) -> bool:
+    """Whether `max_pool_neighbours` computes `pool(x)`: on CUDA, the event mode's pool, of a layout it knows."""
+    return (
+        type(pool) is nn.MaxPool3d
+        and all(getattr(pool, name) == value for name, value in _NEIGHBOURS.items())
+        and triton_device.runs(x)
+        and triton_device.usable(x)
+        and x.numel() > 0
+        and _map_of(x) is not None
+    )
+
+
+@torch.library.custom_op("sdt::max_pool_neighbours", mutates_args=())
+def _max_pool_neighbours(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """The pooled `x` in its layout, and for each value which of the nine inputs it is (if `keep`)."""
+    out, winner = _like(x, keep)
+    _kernels(x).max_pool_neighbours(x, out, winner if keep else None, *_known_map(x))
+    return out, winner
+
+
+def _known_map(x: Tensor) -> _Map:
+    found = _map_of(x)
+    assert found is not None
+    return found
+
+
+def _like(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8) if keep else x.new_empty(0, dtype=torch.uint8)
+
+
+@_max_pool_neighbours.register_fake
+def _(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return _like(x, keep)
+
+
+@torch.library.custom_op("sdt::max_pool_neighbours_backward", mutates_args=())
+def max_pool_neighbours_backward(g: Tensor, winner: Tensor) -> Tensor:
+    """The gradient of the input, in the layout of `winner`."""
+    gx = torch.empty_like(winner, dtype=g.dtype)
+    _kernels(g).max_pool_neighbours_backward(same_layout(g, winner, g.dtype), winner, gx, *_known_map(winner))
+    return gx
+
+
+@max_pool_neighbours_backward.register_fake
+def _(g: Tensor, winner: Tensor) -> Tensor:
+    return torch.empty_like(winner, dtype=g.dtype)
+
+
+def _setup_neighbours(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for it
+    ctx.save_for_backward(output[1])
+
+
+def _neighbours_grad(ctx, g, g_winner):  # type: ignore[no-untyped-def]
+    return max_pool_neighbours_backward(g, *ctx.saved_tensors), None
+
+
+_max_pool_neighbours.register_autograd(_neighbours_grad, setup_context=_setup_neighbours)
+
+
+def max_pool_neighbours(x: Tensor) -> Tensor:
+    """`nn.MaxPool3d((1, 3, 3), 1, (0, 1, 1))` of `x` `[T, B, C, H, W]`; see `can_pool_neighbours`."""
+    out, _ = _max_pool_neighbours(x, x.requires_grad and torch.is_grad_enabled())
     return out

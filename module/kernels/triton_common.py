@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from module.kernels.cpu import state_dtype
+from module.kernels.triton_device import WIDE
 
 _THREADS = 128  # Triton's default of four warps
 # Programs that share a sum over all rows: enough for every multiprocessor, few enough to add up at once.
@@ -46,7 +47,7 @@ def block(steps: int = 1) -> int:
 
 def tile(channels: int, steps: int = 1) -> tuple[int, int]:
     """Rows and channels of such a block."""
-    wide = min(64, triton.next_power_of_2(channels))
+    wide = min(WIDE, triton.next_power_of_2(channels))
     return block(steps) // wide, wide
 
 
@@ -60,6 +61,12 @@ def channels_of(C, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The channels of this program, 64-bit, and which of them exist."""
     c = tl.program_id(1).to(tl.int64) * WIDE + tl.arange(0, WIDE)
     return c, c < C
+
+
+@triton.jit
+def decay_of(decay, C, GROUPS: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1/tau of the channels of this program, where each of GROUPS equal runs of channels has its own."""
+    return tl.load(decay + tl.program_id(1).to(tl.int64) * WIDE // (C // GROUPS))
 
 
 @triton.jit

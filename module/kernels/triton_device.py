@@ -15,6 +15,9 @@ from module.kernels import cpu
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+# Channels of one block, at most: neurons side by side with a time constant each have a multiple of it.
+WIDE = 64
+
 # Time steps whose membrane potentials fit in registers.
 MOST_STEPS = 32
 
@@ -43,6 +46,11 @@ def runs(x: Tensor) -> bool:
     return x.is_cuda or INTERPRETED
 
 
+@torch.compiler.assume_constant_result  # nothing to trace: it does not change while the process runs
+def _is_there() -> bool:
+    return why_unusable() is None
+
+
 def usable(x: Tensor) -> bool:
     """Whether there are kernels, of whatever kind, for layers that are computed together, and they can compute `x`."""
-    return x.dtype in DTYPES and why_unusable() is None if runs(x) else cpu.usable(x)
+    return x.dtype in DTYPES and _is_there() if runs(x) else cpu.usable(x)

@@ -25,7 +25,7 @@ def lif_forward(x: Tensor, spikes: Tensor, decay: Tensor, threshold: float) -> N
 def lif_backward(
     g: Tensor, x: Tensor, gx: Tensor, decay: Tensor, threshold: float, alpha: float, want_decay: bool
 ) -> Tensor:
-    """Fill `gx`; return the gradient of the decay, summed block by block in a fixed order."""
+    """Fill `gx`; return the gradient of the decay, if wanted, summed block by block in a fixed order."""
     T, N = g.shape[0], x.numel() // x.shape[0]
     size = block(T)
     blocks = triton.cdiv(N, size)
@@ -33,7 +33,8 @@ def lif_backward(
     options = dict(STATIC=len(x) < T, WANT_DECAY=want_decay, BLOCK=size, STATE=state(x))
     constants = dict(THRESHOLD=threshold, ALPHA=alpha, T=T)
     launch(_backward, (blocks,), g, x, gx, partial, decay, N, (T - 1) * N, **constants, **options)
-    return partial.sum().reshape(decay.shape)
+    # Nothing is launched for a sum that nobody asked for.
+    return partial.sum().reshape(decay.shape) if want_decay else torch.empty_like(decay)
 
 
 @triton.jit

@@ -13,17 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from module.kernels.triton_common import channels_of, charge, launch, shares, slope, state, state_dtype, tile
+from module.kernels.triton_common import channels_of, charge, decay_of, launch, shares, slope, state, state_dtype, tile
 from module.kernels.triton_norm import finish
 from module.kernels.triton_pool import gathered, places
 
 
 def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, spikes: Tensor, decay: Tensor, threshold: float) -> None:
-    """Fill `spikes` `[T, *]` of a neuron fed with `x * scale + shift`."""
+    """Fill `spikes` `[T, *]` of a neuron fed with `x * scale + shift`; `decay` is one value, or one for each of several
+    equal runs of `triton_device.WIDE` channels or a multiple of it."""
     T, C = spikes.shape[0], x.shape[2]
     M = x.numel() // C // x.shape[0]
     rows, wide = tile(C)
-    options = dict(THRESHOLD=threshold, T=T, STATIC=len(x) < T, ROWS=rows, WIDE=wide, STATE=state(x))
+    options = dict(THRESHOLD=threshold, T=T, STATIC=len(x) < T, GROUPS=decay.numel())
+    options |= dict(ROWS=rows, WIDE=wide, STATE=state(x))
     grid = (triton.cdiv(M, rows), triton.cdiv(C, wide))
     launch(_affine_lif, grid, x, scale, shift, spikes, decay, M, C, M * C, **options)
 
@@ -62,7 +64,7 @@ def bn_lif_backward(
     alpha: float,
     want_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the input, of BatchNorm's weight and bias, and of the decay (0 if unwanted).
+    """Gradients of the input, of BatchNorm's weight and bias, and of the decay (of no meaning if unwanted).
 
     With `winner`, `g` is the gradient of the pooled spikes.
     """
@@ -83,6 +85,7 @@ def bn_lif_backward(
         T=T,
         STATIC=len(x) < T,
         POOLED=winner is not None,
+        GROUPS=decay.numel(),
         ROWS=rows,
         WIDE=wide,
         STATE=state(x),
@@ -92,7 +95,10 @@ def bn_lif_backward(
     g_weight, g_bias = finish(partial, weight, var, factors, x.numel() // C, eps)
     grid = (triton.cdiv(M, rows), columns)
     launch(_lif_backward, grid, *tensors, *sizes, SUMS=False, WANT_DECAY=False, **options)
-    return gx, g_weight, g_bias, g_decay.sum().reshape(decay.shape)
+    if not want_decay:
+        return gx, g_weight, g_bias, torch.empty_like(decay)
+    # Of each group of channels, its columns of programs.
+    return gx, g_weight, g_bias, g_decay.view(decay.numel(), -1).sum(1).reshape(decay.shape)
 
 
 @triton.jit
@@ -108,6 +114,7 @@ def _affine_lif(  # type: ignore[no-untyped-def]
     THRESHOLD: tl.constexpr,
     T: tl.constexpr,
     STATIC: tl.constexpr,
+    GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
     STATE: tl.constexpr,
@@ -118,7 +125,7 @@ def _affine_lif(  # type: ignore[no-untyped-def]
     at = row[:, None] * C + c[None, :]
     a = tl.load(scale + c, mask=exists, other=0.0).to(STATE)[None, :]
     b = tl.load(shift + c, mask=exists, other=0.0).to(STATE)[None, :]
-    d = tl.load(decay).to(STATE)
+    d = decay_of(decay, C, GROUPS, WIDE).to(STATE)
     v = tl.zeros((ROWS, WIDE), dtype=STATE)
     for t in tl.static_range(T):
         if t == 0 or not STATIC:
@@ -227,6 +234,7 @@ def _lif_backward(  # type: ignore[no-untyped-def]
     ALPHA: tl.constexpr,
     T: tl.constexpr,
     STATIC: tl.constexpr,
+    GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
     STATE: tl.constexpr,
@@ -238,7 +246,7 @@ def _lif_backward(  # type: ignore[no-untyped-def]
     a = tl.load(scale + c, mask=exists, other=0.0).to(STATE)[None, :]
     b = tl.load(shift + c, mask=exists, other=0.0).to(STATE)[None, :]
     center = tl.load(mean + c, mask=exists, other=0.0).to(STATE)[None, :]
-    d = tl.load(decay).to(STATE)
+    d = decay_of(decay, C, GROUPS, WIDE).to(STATE)
     if not SUMS:
         q = tl.load(factors + c, mask=exists, other=0.0)[None, :]
         r = tl.load(factors + C + c, mask=exists, other=0.0)[None, :]

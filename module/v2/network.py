@@ -44,6 +44,8 @@ class MetaSpikeFormer(SpikingNetwork):
         ValueError: at construction, for sizes that do not fit; each message has the bad value and the valid ones.
     """
 
+    has_merged_form = True  # see `fuse`; measurements use it
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

@@ -111,8 +111,10 @@ def _help_entry(setting: Setting, others: Sequence[Setting], width: int) -> list
     if rules.unavailable:
         text += "; not available in this version"
     default = _shown(setting.default)
+    facts = [setting.range] if setting.range else []
     if f"({default}:" not in text:  # else the help already says what the default stands for
-        text += f" (default: {default})"
+        facts.append(f"default: {default}")
+    text += f" ({'; '.join(facts)})" if facts else ""
     body = textwrap.wrap(text, width - _HELP_COLUMN)
     if len(head) + 2 > _HELP_COLUMN:
         body.insert(0, head)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from operator import ge, gt, le, lt
@@ -18,7 +21,7 @@ from typing import Any
 import yaml
 
 from utils.config.yaml_file import read_value
-from utils.errors import did_you_mean
+from utils.errors import did_you_mean, shortened
 
 _KEY = "setting"
 _BOUNDS = {"low": (">=", ge), "above": (">", gt), "high": ("<=", le), "below": ("<", lt)}
@@ -38,7 +41,7 @@ class Rules:
     help: str
     group: str
     choices: tuple[str, ...] = ()
-    low: float | None = None  # inclusive bounds
+    low: float | None = None  # inclusive bounds; every number has an upper one
     high: float | None = None
     above: float | None = None  # exclusive bounds
     below: float | None = None
@@ -100,12 +103,18 @@ class Setting:
         elif rules.pattern:
             words = rules.pattern[1]
         else:
-            bounds = " and ".join(f"{sign} {bound:g}" for sign, _, bound in self._bounds())
-            words = f"{_WORDS[self.kind]} {bounds}".rstrip()
+            words = f"{_WORDS[self.kind]} {self.range}".rstrip()
         if self.is_list:
             counts = " or ".join(_COUNT_WORDS.get(n, str(n)) for n in rules.lengths)
             words = f"a list of {counts + ' values' if counts else 'values'}, each {words}"
         return words + (" (or null)" if self.optional else "")
+
+    @property
+    def range(self) -> str:
+        """The bounds of a number, as '>= 1 and <= 100'; empty where there are none."""
+        return " and ".join(
+            f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}" for sign, _, bound in self._bounds()
+        )
 
     def read(self, value: Any, *, text: bool = False) -> Any:
         """The valid value that `value` stands for; `text` says that it comes from a command line.
@@ -139,7 +148,9 @@ class Setting:
     def _allows(self, value: Any) -> bool:
         if self.rules.choices and value not in self.rules.choices:
             return False
-        if self.rules.pattern and not re.fullmatch(self.rules.pattern[0], value):
+        if self.rules.pattern and not re.fullmatch(self.rules.pattern[0], value, re.ASCII):
+            return False
+        if isinstance(value, str) and _why_no_name(value):
             return False
         return all(holds(value, bound) for _, holds, bound in self._bounds())
 
@@ -150,15 +161,32 @@ class Setting:
     def _invalid(self, value: Any) -> ValueError:
         hint = did_you_mean(str(value), self.rules.choices) if self.rules.choices else ""
         if self.kind is str and isinstance(value, (int, float)):
-            hint = f'; put it in quotes: "{value}"'
+            hint = f'; put it in quotes: "{shown(value)}"'
+        elif self.kind is str and isinstance(value, str) and (reason := _why_no_name(value)):
+            return ValueError(f"{shown(value)} is not valid: {reason}")
         return ValueError(f"{shown(value)} is not valid: give {self.valid}{hint}")
+
+
+def _why_no_name(text: str) -> str:
+    """Why `text` can be neither a word nor the path of a file, or ''."""
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        return "it has control characters; give text without them"
+    encoding = sys.getfilesystemencoding()
+    try:
+        longest = max(map(len, os.fsencode(text).split(b"/")))
+    except UnicodeEncodeError:
+        remedy = "" if encoding == "utf-8" else " (start with LC_ALL=C.UTF-8, where the locale has UTF-8)"
+        return f"not all of its characters exist in {encoding}, in which files are named; use others{remedy}"
+    if longest > 255 or len(text) > 4000:
+        return "no file has so long a name; give a shorter one"
+    return ""
 
 
 def shown(value: Any) -> str:
     """A value as it is written in YAML, for a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    return shortened(value)
 
 
 def settings_of(config: type) -> dict[str, Setting]:
@@ -190,7 +218,7 @@ def _read_bool(value: Any, text: bool) -> bool:
 
 
 def _read_int(value: Any, text: bool) -> int:
-    if text and isinstance(value, str):
+    if text and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+", value):  # int() also takes 1_000 and ' 1 '
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -203,6 +231,8 @@ def _read_float(value: Any, text: bool) -> float:
     # A string also from a YAML: a YAML 1.1 reader leaves 3e-4, which has no dot, as a string.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
+    if isinstance(value, str) and not re.fullmatch(r"[-+.0-9eE]+", value):  # float() also takes 1_000, ' 1 ' and ١
+        raise ValueError
     number = float(value)
     if not math.isfinite(number):
         raise ValueError

@@ -1,4 +1,5 @@
-"""From a YAML file and a command line to one valid `Config`: default < YAML (-c) < command line.
+"""From a YAML file and a command line to one valid `Config`: default < YAML (-c), or the settings inside a
+checkpoint < command line.
 
 In names, a hyphen equals an underscore. All problems of file and command line come in one `UserError`.
 """
@@ -6,7 +7,7 @@ In names, a hyphen equals an underscore. All problems of file and command line c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import groupby
@@ -17,10 +18,11 @@ import yaml
 
 from utils.config.command_line import Option, help_text, split_command_line
 from utils.config.field import shown
+from utils.config.inside import entries_inside
 from utils.config.rules import OLDER_NAMES_OF_AMP, Finding, ignored, impossible
 from utils.config.settings import SETTINGS, Config
 from utils.config.yaml_file import Entry, read_yaml
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, listed
 
 
 class Source(IntEnum):
@@ -44,6 +46,8 @@ class _Draft:
     sources: dict[str, Source] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    settings_inside: str = ""
 
     def read(self, name: str, value: Any, place: str, source: Source) -> None:
         try:
@@ -55,6 +59,17 @@ class _Draft:
             self.unreadable.add(name)
         self.places[name] = place
         self.sources[name] = source
+
+    def add_file(self, options: list[Option]) -> None:
+        """Take the file that a command line names; two are refused, because one of them would have no effect."""
+        paths = [option.value for option in options]
+        if len(paths) == 1 and paths[0]:
+            self.add_yaml(paths[0])
+        elif paths:
+            found = "names no file" if len(paths) == 1 else f"names {len(paths)} files ({listed(paths)})"
+            remedy = "give one file, and what differs from it as options, or leave it out"
+            self.problems.append(f"{options[-1].written}: {found}; {remedy}")
+            self.unreadable.update(SETTINGS)
 
     def add_yaml(self, path: str) -> None:
         try:
@@ -87,6 +102,15 @@ class _Draft:
             else:
                 self.read(name, entry.value, place, Source.YAML)
 
+    def add_inside(self, path: str, inside: Callable[[str], Mapping[Any, Any] | None]) -> None:
+        """Take the settings inside a checkpoint, if it has any."""
+        config = inside(path)
+        if config is None:
+            return
+        entries, self.warnings = entries_inside(config, path)
+        self.add_entries(entries)
+        self.settings_inside = path
+
     def add_options(self, options: list[Option]) -> None:
         for option in options:
             self.read(option.name, option.value, option.written, Source.COMMAND_LINE)
@@ -108,7 +132,8 @@ class _Draft:
             count = len(self.problems)
             title = f"{count} problems in the settings:\n  " if count > 1 else ""
             raise UserError(title + "\n  ".join(self.problems))
-        return replace(cfg, warnings=tuple(self._line(f) for f in ignored(cfg) if self._concerns(f)))
+        warnings = [*self.warnings, *(self._line(f) for f in ignored(cfg) if self._concerns(f))]
+        return replace(cfg, warnings=tuple(warnings), inside=self.settings_inside)
 
     def _concerns(self, finding: Finding) -> bool:
         """Whether the program uses all the settings: one file serves two programs, each with settings of its own."""
@@ -120,7 +145,12 @@ class _Draft:
 
 
 def parse_config(
-    argv: list[str], *, prog: str, description: str, option_means: Mapping[str, str] | None = None
+    argv: list[str],
+    *,
+    prog: str,
+    description: str,
+    option_means: Mapping[str, str] | None = None,
+    inside: Callable[[str], Mapping[Any, Any] | None] | None = None,
 ) -> Config:
     """The configuration a command line stands for, with the YAML file it names; `--help` prints and exits.
 
@@ -129,6 +159,9 @@ def parse_config(
 
     `option_means` lets an option of the command line (not of the file) set another setting: a script that only
     evaluates takes `--batch-size` for `val_batch_size`.
+
+    `inside` gives the settings inside the checkpoint that --resume names, or None. They are used where no -c is given,
+    in the place of its file: without paths, device and workers (utils.config.inside).
 
     `Config.warnings` holds one line for each setting that was given and is ignored: log them.
 
@@ -143,11 +176,12 @@ def parse_config(
         print(help_text(prog, description, means))
         raise SystemExit(0)
     draft = _Draft(prog)
-    path = next((option.value for option in reversed(options) if option.name == "config"), "")
-    if path:
-        draft.add_yaml(path)
-    draft.add_options(options)
+    draft.add_file([option for option in options if option.name == "config"])
     draft.problems += problems
+    resume = [option.value for option in options if option.name == "resume"]
+    if inside and resume and not problems and not any(option.name == "config" for option in options):
+        draft.add_inside(str(resume[-1]), inside)
+    draft.add_options(options)
     return draft.build()
 
 

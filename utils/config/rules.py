@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from utils.config.field import shown
+from utils.config.policies import why_no_policy
 from utils.config.settings import EVENT_DATASETS, SETTINGS, Config
 
 EVENT_DATA = ("event_split", "split_hash", "event_wire", "tet_counts")
 EVENT_AUGMENTATIONS = tuple(name for name, s in SETTINGS.items() if s.rules.group == "Event augmentation")
 OLDER_NAMES_OF_AMP = ("apex_amp", "native_amp")
+# What a checkpoint fixes: its model. How fast its neurons run is no part of that.
+OF_A_CHECKPOINT = tuple(
+    name
+    for name, s in SETTINGS.items()
+    if s.rules.group in ("Model", "Neuron") and name not in ("neuron_backend", "neuron_dtype")
+)
 _MIXING = ("mixup", "cutmix", "cutmix_minmax")
 # Of each group, one at most may be given; a message names the place of the last one.
 _EXCLUSIVE = {
     ("resume", "initial_checkpoint", "initial_partial"): "use resume to continue a run, initial_checkpoint to start a "
     "new one, initial_partial to start one from what fits",
     ("sync_bn", "split_bn"): "set one of them to false",
-    ("resume", "from_rates"): "use resume to measure a checkpoint, from_rates for rates that were measured before",
+    ("resume", "from_rates", "compare"): "use resume to measure a checkpoint, from_rates for rates that were measured "
+    "before, compare for several checkpoints",
 }
 _NOT_FOR_EVENTS = {
     "aug_splits": "leave it out",
@@ -31,6 +39,38 @@ class Finding(NamedTuple):
 
     names: tuple[str, ...]
     message: str
+
+
+class _Beside(NamedTuple):
+    """Settings that do something only beside another one."""
+
+    names: tuple[str, ...]
+    needed: str
+    is_there: Callable[[Config], bool]
+
+
+_SHAPED = ("cosine", "tanh", "poly")
+_PARTNERS = (
+    _Beside(("TET_means", "TET_lamb"), "TET: true", lambda cfg: cfg.TET),
+    _Beside(("TET_means",), "TET_lamb above 0", lambda cfg: cfg.TET_lamb > 0),
+    _Beside(("teacher", "teacher_checkpoint", "kd_alpha", "kd_tau"), "kd: hard or soft", lambda cfg: cfg.kd != "none"),
+    _Beside(("amp_dtype",), "amp: true", lambda cfg: cfg.amp),
+    _Beside(("bf16_input_grad",), "engine: auto or sparse", lambda cfg: cfg.engine != "dense"),
+    _Beside(("clip_mode",), "clip_grad", lambda cfg: cfg.clip_grad is not None),
+    _Beside(("remode", "recount", "resplit"), "reprob above 0", lambda cfg: cfg.reprob > 0),
+    _Beside(("mixup_prob", "mixup_switch_prob", "mixup_mode"), "mixup or cutmix", lambda cfg: cfg.mixes),
+    _Beside(("mixup_off_epoch",), "mixup, cutmix or event_mix", lambda cfg: cfg.mixes or cfg.event_mix > 0),
+    _Beside(("lr_base_size", "lr_base_scale"), "lr_base", lambda cfg: cfg.lr_base is not None),
+    _Beside(("lr_noise_pct", "lr_noise_std"), "lr_noise", lambda cfg: cfg.lr_noise is not None),
+    _Beside(("lr_cycle_mul", "lr_cycle_limit"), "sched: cosine, tanh or poly", lambda cfg: cfg.sched in _SHAPED),
+    _Beside(("patience_epochs",), "sched: plateau", lambda cfg: cfg.sched == "plateau"),
+    _Beside(("decay_epochs",), "sched: step", lambda cfg: cfg.sched == "step"),
+    _Beside(("min_lr",), "another sched than step", lambda cfg: cfg.sched != "step"),
+    _Beside(("cooldown_epochs",), "sched: cosine, tanh or poly", lambda cfg: cfg.sched in _SHAPED),
+    _Beside(("warmup_lr",), "warmup_epochs above 0", lambda cfg: cfg.warmup_epochs > 0),
+    _Beside(("model_ema_decay", "model_ema_force_cpu"), "model_ema: true", lambda cfg: cfg.model_ema),
+    _Beside(("verify_samples",), "verify: true", lambda cfg: cfg.verify),
+)
 
 
 def impossible(cfg: Config) -> Iterator[Finding]:
@@ -56,22 +96,18 @@ def ignored(cfg: Config) -> Iterator[Finding]:
         for name in ("layer", "dim", "pooling_stat", "dvs_mode"):
             if getattr(cfg, name) != SETTINGS[name].default:
                 yield _about(cfg, name, f"has no effect on {cfg.model}, a V2 model", "model")
-    if cfg.kd == "none":
-        for name in ("teacher", "teacher_checkpoint", "kd_alpha", "kd_tau"):
-            if getattr(cfg, name) != SETTINGS[name].default:
-                yield _about(cfg, name, "is ignored without kd; set kd: hard or kd: soft to use it", "kd")
+    told = set()
+    for names, needed, is_there in _PARTNERS:
+        for name in names:
+            if getattr(cfg, name) != SETTINGS[name].default and not is_there(cfg) and name not in told:
+                told.add(name)
+                yield _about(cfg, name, f"has no effect: it needs {needed}")
     if cfg.kd == "hard" and cfg.kd_tau != SETTINGS["kd_tau"].default:
         yield _about(cfg, "kd_tau", "is ignored with kd: hard", "kd")
-    if cfg.TET_lamb != 0 and not cfg.TET:
-        yield _about(cfg, "TET_lamb", "is ignored without TET; set TET: true to use it")
     if cfg.lr_base is not None and "lr" in cfg.explicit:
         yield _about(cfg, "lr", f"is ignored: lr_base {cfg.lr_base:g} sets the learning rate")
-    if cfg.amp_dtype != "auto" and not cfg.amp:
-        yield _about(cfg, "amp_dtype", "is ignored without amp; set amp: true to use it")
     if cfg.engine != "dense" and cfg.device.startswith("cuda"):
         yield _about(cfg, "engine", f"is ignored on {cfg.device}; its kernels run on a CPU", "device")
-    if cfg.bf16_input_grad and cfg.engine == "dense":
-        yield _about(cfg, "bf16_input_grad", "is ignored with engine dense; set engine: auto to use it")
 
 
 def _about(cfg: Config, name: str, text: str, *others: str) -> Finding:
@@ -159,6 +195,8 @@ def _image(cfg: Config) -> Iterator[Finding]:
         if values != sorted(values):
             first, last = values
             yield _about(cfg, name, f"descends; write [{last:g}, {first:g}]")
+    if reason := why_no_policy(cfg.aa or ""):
+        yield _about(cfg, "aa", reason)
 
 
 def _mixing(cfg: Config) -> Iterator[Finding]:
@@ -219,6 +257,15 @@ def _measurement(cfg: Config) -> Iterator[Finding]:
         if cfg.from_rates and getattr(cfg, name):
             text = f"{name} needs a checkpoint, and from_rates has rates only; leave one of them out"
             yield Finding((name, "from_rates"), text)
+    for name in ("verify", "attention_map", "sweep_T", "energy_extras"):
+        if cfg.compare and getattr(cfg, name):
+            text = f"{name} measures one checkpoint, and compare has several; leave it out, or measure each with resume"
+            yield Finding((name, "compare"), text)
+    own = [name for name in cfg.explicit if name in OF_A_CHECKPOINT]
+    if cfg.compare and own:
+        names = ", ".join(sorted(own))
+        text = f"with compare, each checkpoint is measured with the model it was trained as; leave out {names}"
+        yield Finding((sorted(own)[0], "compare"), text)
     repeated = sorted({steps for steps in cfg.sweep_T or [] if (cfg.sweep_T or []).count(steps) > 1})
     if repeated:
         text = f"sweep_T has {_words(repeated)} more than once; write each number once"

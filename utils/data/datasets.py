@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from timm.data import AugMixDataset, create_dataset, create_reader
 from torch.utils.data import Subset
@@ -94,7 +93,7 @@ def _open_digits(cfg: Config, training: bool) -> DigitsDataset:
     train = _fixed_split(cfg, training)
     try:
         return DigitsDataset(file, train=train)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"data_dir: {file} cannot be read ({first_line(error)}); leave data_dir out to use the embedded set"
         ) from error

@@ -12,6 +12,7 @@ from utils.config.settings import Config
 from utils.data.images import decode, pil_mode
 from utils.data.tars import TarDataset, open_shards
 from utils.errors import UserError
+from utils.files import open_regular
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")
@@ -40,7 +41,7 @@ class FolderDataset:
     def __getitem__(self, index: int, /) -> tuple[Any, int]:
         path, label = self.samples[index]
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 image = decode(file, self.mode, path)
         except OSError as error:
             raise UserError(f"data_dir: {path} cannot be read ({error.strerror}); replace or remove it") from error

@@ -6,14 +6,14 @@ another one: each sample counts once.
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
+from utils.npz import WHOLE, read_arrays
 
 
 def pil_mode(channels: int) -> str:
@@ -30,27 +30,49 @@ def decode(file: IO[bytes], mode: str, name: str) -> Image.Image:
         UserError: it is no image, or a damaged one. It is never replaced by another one: each sample counts once.
     """
     try:
-        with Image.open(file) as image:
-            return image.convert(mode)
+        image = Image.open(file)
+        image.load()
     except UnidentifiedImageError as error:
         raise UserError(
             f"data_dir: {name} is damaged (not an image that Pillow knows); replace or remove it"
         ) from error
-    # Pillow's decoders of damaged files raise more than OSError.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"data_dir: {name} is damaged ({error}); replace or remove it") from error
+    except Exception as error:  # Pillow's decoders of damaged files raise many kinds
+        raise UserError(f"data_dir: {name} is damaged ({first_line(error)}); replace or remove it") from error
+    try:
+        return to_mode(image, mode)
+    except ValueError as error:
+        raise UserError(f"data_dir: {name}: {error}; save it with 8 bits for each channel") from error
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` as 'L' or 'RGB'. Grey of 16 bits keeps its upper 8, as Pillow reads colours of 16 bits.
+
+    Raises:
+        ValueError: its mode has no 8-bit form: of 32-bit numbers the file does not say which one is white.
+    """
+    # Before version 11, Pillow reads 16-bit grey of these formats as 32 bits. Its own conversion cuts off at 255.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers of 32 bits (mode {image.mode!r}), whose range is not known")
+    return image.convert(mode)
 
 
 class DigitsDataset:
     """The embedded handwritten digits as grey ('L') 8 x 8 PIL images; see data/README.md."""
 
     def __init__(self, file: Path, *, train: bool) -> None:
-        # Opened here, because numpy does not close a damaged file.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-            chosen = content["is_test"] != train
-            # 17 grey levels to 0..255: paper is 0, full ink is 255.
-            self.images: np.ndarray = (content["images"][chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
-            self.labels: np.ndarray = content["labels"][chosen].astype(np.int64)
+        """Raises OSError or ValueError: the file cannot be read, or holds something else."""
+        content = read_arrays(file, {"images": WHOLE, "labels": WHOLE, "is_test": "b"})
+        images, labels, is_test = content["images"], content["labels"], content["is_test"]
+        if images.shape != (len(images), 8, 8) or not len(images) == labels.size == is_test.size:
+            raise ValueError(f"images {list(images.shape)} and {labels.size} labels, expected [N, 8, 8] and N")
+        if not (0 <= images.min() <= images.max() <= 16 and 0 <= labels.min() <= labels.max() <= 9):
+            raise ValueError("grey levels outside of 0 to 16, or labels outside of 0 to 9")
+        chosen = is_test.ravel() != train
+        # 17 grey levels to 0..255: paper is 0, full ink is 255.
+        self.images: np.ndarray = (images[chosen].astype(np.uint16) * 255 // 16).astype(np.uint8)
+        self.labels: np.ndarray = labels.ravel()[chosen].astype(np.int64)
         self.transform: Any = None
 
     def __len__(self) -> int:

@@ -128,7 +128,7 @@ def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: tor
         num_workers=cfg.workers,
         collate_fn=collate,
         worker_init_fn=functools.partial(start_worker, plugins=cfg.plugin_modules),
-        pin_memory=cfg.pin_mem and device.type == "cuda",  # without a GPU, pinning only warns
+        pin_memory=cfg.pin_mem is not False and device.type == "cuda",  # without a GPU, pinning only warns
         persistent_workers=cfg.workers > 0,  # what use_multi_epochs_loader asks for
         # The loader draws a seed at each start: from this generator, not from the random state of the run.
         generator=torch.Generator().manual_seed(cfg.seed),
@@ -137,7 +137,7 @@ def _device_loader(cfg: Config, dataset: Any, batches: BatchSampler, device: tor
     normalise, unit = data.normalise_on_device, 255.0
     if dataset_facts(cfg.dataset).events:
         normalise, unit = cfg.mean is not None or cfg.std is not None, 1.0
-    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, cfg.channels_last)
+    return DeviceLoader(loader, device, (data.mean, data.std) if normalise else None, unit, bool(cfg.channels_last))
 
 
 class SeededSamples(Dataset[Any]):

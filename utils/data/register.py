@@ -12,6 +12,7 @@ from PIL import Image
 from utils.config.settings import Config
 from utils.data.datasets import DATASETS, resolve_data
 from utils.data.facts import DatasetFacts
+from utils.data.images import to_mode
 from utils.errors import UserError
 from utils.events.augment import frame_operations
 from utils.events.dataset import FrameTransform
@@ -106,7 +107,7 @@ def _with_frames(samples: Any, cfg: Config, training: bool) -> OwnDataset:
 
 def _as_image(sample: Any) -> Image.Image:
     if isinstance(sample, Image.Image):
-        return sample
+        return to_mode(sample, "L") if sample.mode.startswith(("I", "F")) else sample
     array = np.asarray(sample)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise ValueError(f"{array.dtype} {list(array.shape)}; give a PIL image, or uint8 [H, W] or [H, W, 3]")

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, did_you_mean
+from utils.files import read_text
+from utils.schema import shown
 
+_DIGITS = 18
 _KEY = "train_split_path"
 
 
@@ -21,7 +24,7 @@ def listed_samples(dataset: Any, file: Path) -> list[int]:
         UserError: no such file, an empty one, a line that names no sample, or one that comes twice.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UserError(f"{_KEY}: {file} cannot be read ({reason}); give a text file of one sample per line") from error
@@ -32,11 +35,16 @@ def listed_samples(dataset: Any, file: Path) -> list[int]:
     numbers = _by_name(dataset, file) if named else {}
     line_of: dict[int, int] = {}
     for line, text in entries:
-        index = numbers.get(text.removeprefix("./")) if named else int(text)
+        # Python turns no text of thousands of digits into a number.
+        index = numbers.get(text.removeprefix("./")) if named else int(text) if len(text) <= _DIGITS else None
         if index is None or index >= len(dataset):
-            raise UserError(f"{_KEY}: {file}, line {line}: {text!r} is no sample of this split{_valid(dataset, text)}")
+            raise UserError(
+                f"{_KEY}: {file}, line {line}: {shown(text)} is no sample of this split{_valid(dataset, text)}"
+            )
         if index in line_of:
-            raise UserError(f"{_KEY}: {file}, line {line}: {text!r} is already in line {line_of[index]}; remove one")
+            raise UserError(
+                f"{_KEY}: {file}, line {line}: {shown(text)} is already in line {line_of[index]}; remove one"
+            )
         line_of[index] = line
     return list(line_of)
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tarfile
-import zipfile
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -20,8 +19,10 @@ import numpy as np
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils import natural_key
 
+from utils.data.tar_members import Member, members
 from utils.errors import UserError
 from utils.files import cache_folder, replacing
+from utils.npz import BYTES, TEXT, read_arrays
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -29,7 +30,10 @@ Layout = Literal["classes", "shards"]  # a folder per class inside the tars, or 
 SHARD_IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL_FIELDS = ("label", "cls")  # of a sample's .json
 
-_FORMAT = 1  # of the index file; with another number it is made again
+_FORMAT = 2  # of the index file; with another number it is made again
+_KINDS = dict(key=TEXT, tar="i", offset="i", size="i", label="i", name=BYTES, classes=TEXT)
+_CLASS_INDEX = re.compile(r"[-+]?[0-9]{1,9}")
+_LARGEST_LABEL = 2**24  # bytes of a label's file
 
 
 class Sample(NamedTuple):
@@ -39,13 +43,6 @@ class Sample(NamedTuple):
     offset: int
     size: int
     label: Any
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
-    folder: str  # name of the tar, less its ending, where a tar lies in a tar
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,19 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.tar)
 
+    def fits(self, sizes: list[int]) -> bool:
+        """Whether each sample lies within its tar; `sizes` are those of the tars in bytes."""
+        columns = (self.tar, self.offset, self.size, self.label, self.name)
+        if not len(self) or any(column.shape != self.tar.shape or column.ndim != 1 for column in columns):
+            return False
+        if self.tar.min() < 0 or self.tar.max() >= len(sizes) or min(self.offset.min(), self.size.min()) < 0:
+            return False
+        if self.classes.ndim != 1 or (
+            len(self.classes) and not 0 <= self.label.min() <= self.label.max() < len(self.classes)
+        ):
+            return False
+        return bool((self.size <= np.array(sizes)[self.tar] - self.offset).all())
+
     def name_of(self, i: int) -> str:
         return self.name[i].decode(errors="surrogateescape")
 
@@ -75,7 +85,7 @@ def tar_index(files: list[Path], layout: Layout) -> TarIndex:
     key = _key(files, layout)
     places = _places(files, layout)
     for place in places:
-        found = _load(place, key)
+        found = _load(place, key, files)
         if found is not None:
             return found
     _logger.info("indexing %d tar file(s) in %s, once", len(files), files[0].parent)
@@ -119,7 +129,7 @@ def _build(files: list[Path], layout: Layout) -> TarIndex:
 def _by_class(file: Path, several: bool) -> Iterator[Sample]:
     """Images labelled by the innermost folder; among several tars, a tar without folders is a class itself."""
     extensions = get_img_extensions(as_set=True)
-    for member in _members(file, nested=True):
+    for member in members(file, nested=True):
         if PurePosixPath(member.name).suffix.lower() not in extensions:
             continue
         folders = PurePosixPath(file.stem if several else "", member.folder, PurePosixPath(member.name).parent)
@@ -132,9 +142,9 @@ def _by_class(file: Path, several: bool) -> Iterator[Sample]:
 
 def _by_key(file: Path, several: bool) -> Iterator[Sample]:
     """Successive members with the same key are a sample: <key>.jpg or another image, <key>.cls or <key>.json."""
-    key, parts = "", dict[str, _Member]()
+    key, parts = "", dict[str, Member]()
     with file.open("rb") as raw:
-        for member in _members(file, nested=False):
+        for member in members(file, nested=False):
             path = PurePosixPath(member.name)
             stem, _, extension = path.name.partition(".")
             name = str(path.with_name(stem))
@@ -147,7 +157,7 @@ def _by_key(file: Path, several: bool) -> Iterator[Sample]:
         yield from _sample(file, key, parts, raw)
 
 
-def _sample(file: Path, key: str, parts: dict[str, _Member], raw: IO[bytes]) -> Iterator[Sample]:
+def _sample(file: Path, key: str, parts: dict[str, Member], raw: IO[bytes]) -> Iterator[Sample]:
     images = [parts[extension] for extension in SHARD_IMAGES if extension in parts]
     labelled = "cls" in parts or "json" in parts
     if not images and "cls" not in parts:
@@ -163,6 +173,8 @@ def _sample(file: Path, key: str, parts: dict[str, _Member], raw: IO[bytes]) -> 
             f"or {key}.json with a field {' or '.join(LABEL_FIELDS)}, next to the image in the tar"
         )
     part = parts.get("cls") or parts["json"]
+    if part.size > _LARGEST_LABEL:
+        raise UserError(f"data_dir: {file}: {part.name} has {part.size:,} bytes; expected a class index")
     raw.seek(part.offset)
     text = raw.read(part.size)
     yield Sample(key, images[0].offset, images[0].size, _label(text, f"{file}: {part.name}", "cls" in parts))
@@ -174,48 +186,13 @@ def _label(text: bytes, place: str, plain: bool) -> int:
         if not plain:
             content = json.loads(content)
             content = next(content[name] for name in LABEL_FIELDS if name in content)
-        if isinstance(content, (bool, float)):
+        if isinstance(content, (bool, float)) or not _CLASS_INDEX.fullmatch(str(content)):
             raise ValueError
         return int(content)
-    except (ValueError, TypeError, StopIteration):
+    except (ValueError, TypeError, StopIteration, RecursionError):
         shown = text[:40].decode(errors="replace").strip()
         wanted = "a class index" if plain else f"an object with a class index as {' or '.join(LABEL_FIELDS)}"
         raise UserError(f"data_dir: {place} holds {shown!r}; expected {wanted}") from None
-
-
-def _members(file: Path, *, nested: bool) -> Iterator[_Member]:
-    try:
-        with file.open("rb") as raw:
-            yield from _walk(raw, file, 0, "", nested)
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"data_dir: {file} is cut short, damaged or compressed ({error}); copy or make it again as a plain tar"
-        ) from error
-    except OSError as error:
-        raise UserError(f"data_dir: {file} cannot be read ({error.strerror or error})") from error
-
-
-def _walk(raw: IO[bytes], file: Path, base: int, folder: str, nested: bool) -> Iterator[_Member]:
-    with tarfile.open(fileobj=raw, mode="r:") as tar:
-        while (entry := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep about 1 KB for each
-            path = PurePosixPath(entry.name)
-            # Hidden files: macOS adds a ._name to each file.
-            if not entry.isfile() or path.name.startswith("."):
-                continue
-            if entry.issparse():
-                raise tarfile.TarError(f"{entry.name} is stored as a sparse file")
-            if nested and path.suffix.lower() == ".tar":
-                inner = tar.extractfile(entry)
-                assert inner is not None  # it is a file
-                below = str(PurePosixPath(folder, path.with_suffix("")))
-                yield from _walk(inner, file, base + entry.offset_data, below, nested)
-            else:
-                yield _Member(entry.name, base + entry.offset_data, entry.size, folder)
-        # For tarfile, a broken header or a file that stops between two members is the end of the archive.
-        raw.seek(tar.offset)
-        if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.TarError(f"no end mark at byte {base + tar.offset}")
 
 
 # --- the index as a file -----------------------------------------------------------------------------------
@@ -235,14 +212,15 @@ def _places(files: list[Path], layout: Layout) -> list[Path]:
     return [beside / f".tar-index-{names}.npz", cache_folder() / f"tar-index-{paths}.npz"]
 
 
-def _load(place: Path, key: str) -> TarIndex | None:
+def _load(place: Path, key: str, files: list[Path]) -> TarIndex | None:
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            if str(content["key"]) != key:
-                return None
-            return TarIndex(**{field.name: content[field.name] for field in fields(TarIndex)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = read_arrays(place, _KINDS)
+    except (OSError, ValueError):
         return None  # missing or damaged: the index is made again
+    if str(content.pop("key")) != key:
+        return None
+    index = TarIndex(**content)
+    return index if index.fits([file.stat().st_size for file in files]) else None
 
 
 def _store(index: TarIndex, place: Path, key: str) -> None:

@@ -7,10 +7,10 @@ in its middle. The package `webdataset` is not needed.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,26 @@ from timm.utils import natural_key
 from utils.data.images import decode
 from utils.data.tar_index import Layout, tar_index
 from utils.errors import UserError
+from utils.schema import Count, Record, Text, read_json, shortened, shown
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
 INFO = "_info.json"  # lists the shards of each split, as those of timm's data sets on the Hugging Face hub do
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+_DIGITS = 12  # of a number in a pattern
+
+
+class _Shards(Record):
+    """The shards of one split."""
+
+    filenames: list[Text]
+    num_samples: Count
+
+
+class _Info(Record):
+    """The file INFO."""
+
+    splits: dict[Text, _Shards]
 
 
 class TarDataset:
@@ -119,38 +134,42 @@ def _shards(root: Path, names: list[str], key: str) -> tuple[list[Path], int | N
 
 def _matching(root: Path, patterns: list[str], place: str) -> list[Path]:
     files: list[Path] = []
-    for name in (name for pattern in patterns for name in _expanded(pattern)):
-        found = sorted(glob(str(root / name)), key=natural_key) if re.search(r"[*?\[]", name) else []
-        files += [Path(path) for path in found] or [root / name]
     seen: set[Path] = set()
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{place}: {file} does not exist; copy it there, or correct the name")
-        if file in seen:
-            raise UserError(f"{place}: {file} is listed twice; its samples would count twice")
-        seen.add(file)
+    # One after the other, so that a pattern of endless names ends at the first file that is missing.
+    for name in (name for pattern in patterns for name in _expanded(pattern, place)):
+        found = sorted(glob(str(root / name)), key=natural_key) if re.search(r"[*?\[]", name) else []
+        for file in [Path(path) for path in found] or [root / name]:
+            if not file.is_file():
+                raise UserError(f"{place}: {file} does not exist; copy it there, or correct the name")
+            if file in seen:
+                raise UserError(f"{place}: {file} is listed twice; its samples would count twice")
+            seen.add(file)
+            files.append(file)
     return files
 
 
-def _expanded(pattern: str) -> list[str]:
-    """a-{08..10}.tar as [a-08.tar, a-09.tar, a-10.tar]."""
+def _expanded(pattern: str, place: str) -> Iterator[str]:
+    """a-{08..10}.tar as a-08.tar, a-09.tar, a-10.tar."""
     match = _RANGE.search(pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     first, last = match.groups()
-    numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-    return [name for n in numbers for name in _expanded(pattern[: match.start()] + n + pattern[match.end() :])]
+    if max(len(first), len(last)) > _DIGITS or int(first) > int(last):
+        raise UserError(
+            f"{place}: {shown(pattern)} does not count up from {shortened(first)} to {shortened(last)}; write the "
+            f"smaller number first, of at most {_DIGITS} digits"
+        )
+    for n in range(int(first), int(last) + 1):
+        name = str(n).zfill(len(first))
+        yield from _expanded(pattern[: match.start()] + name + pattern[match.end() :], place)
 
 
 def _listed(root: Path) -> dict[str, tuple[list[str], int]]:
     """Split name: (names of the shards, number of samples), from _info.json."""
+    remedy = "expected splits: <name>: filenames, num_samples; correct or remove it"
     try:
-        splits = json.loads((root / INFO).read_text())["splits"]
-        return {name: (list(split["filenames"]), int(split["num_samples"])) for name, split in splits.items()}
+        info = read_json(_Info, root / INFO, f"data_dir: {root / INFO}", remedy)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"data_dir: {root / INFO} is not understood ({type(error).__name__}: {error}); expected "
-            f"splits: <name>: filenames, num_samples; correct or remove it"
-        ) from error
+    return {name: (split.filenames, split.num_samples) for name, split in info.splits.items()}

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose
 
 from utils.config.settings import Config
 from utils.data.facts import DataSettings
-from utils.data.images import pil_mode
+from utils.data.images import pil_mode, to_mode
 from utils.errors import UserError
 
 
@@ -42,28 +42,22 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
     interpolation = cfg.train_interpolation
     if cfg.no_aug:
         interpolation = cfg.interpolation or "bicubic"
-    try:
-        built = create_transform(
-            settings.input_size,
-            is_training=True,
-            no_aug=cfg.no_aug,
-            scale=tuple(cfg.scale),
-            ratio=tuple(cfg.ratio),
-            hflip=cfg.hflip,
-            vflip=cfg.vflip,
-            color_jitter=cfg.color_jitter,
-            auto_augment=cfg.aa or None,
-            interpolation=interpolation,
-            mean=settings.mean,
-            std=settings.std,
-            use_prefetcher=settings.normalise_on_device,
-            separate=cfg.aug_splits > 0,
-        )
-    except (AssertionError, KeyError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"aa: {cfg.aa!r} is not understood ({type(error).__name__}: {error}); "
-            f"valid: rand-m9-n1-mstd0.4-inc1 and the like, augmix-m5-w4-d2, original, originalr, v0, v0r, 3a"
-        ) from error
+    built = create_transform(
+        settings.input_size,
+        is_training=True,
+        no_aug=cfg.no_aug,
+        scale=tuple(cfg.scale),
+        ratio=tuple(cfg.ratio),
+        hflip=cfg.hflip,
+        vflip=cfg.vflip,
+        color_jitter=cfg.color_jitter,
+        auto_augment=cfg.aa or None,
+        interpolation=interpolation,
+        mean=settings.mean,
+        std=settings.std,
+        use_prefetcher=settings.normalise_on_device,
+        separate=cfg.aug_splits > 0,
+    )
     parts: tuple[Compose, ...] = built if cfg.aug_splits else (built,)
     for part in parts:
         _allow_posterize_to_zero_bits(part)
@@ -75,7 +69,7 @@ def train_transform(cfg: Config, settings: DataSettings) -> Compose | tuple[Comp
 
 def _to_mode(mode: str) -> Callable[[Image.Image], Image.Image]:
     """Makes an image grey ('L') or RGB, whatever the file holds (palette, alpha, CMYK)."""
-    return partial(Image.Image.convert, mode=mode)
+    return partial(to_mode, mode=mode)
 
 
 def _allow_posterize_to_zero_bits(transform: Compose) -> None:

@@ -9,6 +9,7 @@ Formats: inivation.github.io/inivation-docs, "AEDAT file formats". Both sensors 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.events.sensor import Events
+from utils.files import open_regular
 
 _SIDE = 128
+_NUMBER = re.compile("[0-9]{1,15}")
 _END_OF_HEADER = b"#!END-HEADER\r\n"
 _POLARITY_EVENT = 1
 # AEDAT 3.1: one of these before each packet of events, little endian.
@@ -99,7 +102,11 @@ def read_gesture_labels(path: Path) -> NDArray[np.int64]:
         if not line.strip():
             continue
         fields = line.split(",")
-        if len(fields) != 3 or not all(field.strip().isdigit() for field in fields) or not 1 <= int(fields[0]) <= 11:
+        if (
+            len(fields) != 3
+            or not all(_NUMBER.fullmatch(field.strip()) for field in fields)
+            or not 1 <= int(fields[0]) <= 11
+        ):
             raise UserError(f"{path}, line {number}: {line!r} is not class (1 to 11), start and end in microseconds")
         rows.append([int(field) for field in fields])
     if not rows:
@@ -109,7 +116,8 @@ def read_gesture_labels(path: Path) -> NDArray[np.int64]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); extract it again") from error
 

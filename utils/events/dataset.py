@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
@@ -30,6 +31,7 @@ from utils.events.files import (
 from utils.events.sources import SOURCES, EventSource, check_complete, event_samples, prepare_events, what_to_do
 from utils.events.splits import Sample, Split, check_hash
 from utils.events.tet import TetReader, open_tet
+from utils.npz import REAL
 
 _logger = logging.getLogger("sdt")
 
@@ -81,13 +83,15 @@ class FramesReader:
 
     def __call__(self, sample: Sample) -> Tensor:
         path = self.folder / sample.path
-        frames = read_npz(path, ("frames",))["frames"]
+        frames = read_npz(path, {"frames": REAL})["frames"]
         expected = (self.time_steps, 2, self.side, self.side)
         if frames.shape != expected:
             raise UserError(
                 f"{path} holds frames of shape {list(frames.shape)}, expected {list(expected)}; "
                 f"delete {self.folder} and start again"
             )
+        if not (np.isfinite(frames) & (frames >= 0)).all():
+            raise UserError(f"{path} holds counts below 0 or no numbers; delete {self.folder} and start again")
         return torch.from_numpy(frames.astype("float32"))
 
 
@@ -101,7 +105,7 @@ class DroppingReader:
 
     def __call__(self, sample: Sample) -> Tensor:
         path = self.folder / sample.path
-        events = drop_events(read_events(path), self.side, least=self.time_steps)
+        events = drop_events(read_events(path, self.side), self.side, least=self.time_steps)
         return torch.from_numpy(integrate(events, self.time_steps, self.side, path).astype("float32"))
 
 

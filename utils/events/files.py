@@ -20,18 +20,25 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.errors import UserError, first_line
-from utils.files import replacing
+from utils.files import open_regular, replacing
+from utils.npz import REAL, read_arrays
+from utils.schema import read_json
+
+T = TypeVar("T")
 
 EVENTS = "events_np"
 _TYPES = {"t": np.int64, "x": np.int16, "y": np.int16, "p": np.int8}  # as they are stored
+_RANGES = {"t": (-(2**62), 2**62), "p": (0, 1)}
+_AGAIN = "delete it and run python -m utils.prepare again"
 # Seconds: how long one process works before it estimates the rest, and how long a rest is given to several processes.
 _TRIAL, _WORTH_PROCESSES = 2.0, 20.0
 
@@ -88,9 +95,29 @@ def write_events(path: Path, events: dict[str, NDArray[Any]]) -> None:
     write_npz(path, {key: np.asarray(events[key]).astype(kind) for key, kind in _TYPES.items()})
 
 
-def read_events(path: Path) -> dict[str, NDArray[Any]]:
-    """The events of one sample, each array [n]."""
-    return read_npz(path, tuple(_TYPES))
+def read_events(path: Path, side: int) -> dict[str, NDArray[Any]]:
+    """The events of one sample, each array int64 [n]; `side` is that of the sensor in pixels.
+
+    Raises:
+        UserError: the file is damaged, or holds something else: arrays that differ in length, coordinates that are not
+            whole or outside of the sensor, a polarity other than 0 and 1.
+    """
+    found = read_npz(path, dict.fromkeys(_TYPES, REAL))
+    if len({values.shape for values in found.values()}) > 1 or found["t"].ndim != 1:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in found.items())
+        raise UserError(f"{path} holds events of shapes {shapes}; expected one length for all; {_AGAIN}")
+    for name, values in found.items():
+        least, most = _RANGES.get(name, (0, side - 1))
+        odd = ~np.isfinite(values) | (values < least) | (values > most)
+        if values.dtype.kind == "f":
+            odd |= values != np.trunc(values)
+        if odd.any():
+            where = f"outside of {side} x {side} pixels" if name in "xy" else f"outside of {least} to {most}"
+            raise UserError(
+                f"{path} holds events {where}, or no whole numbers: {name} is {values[odd][0]}; it is damaged or of "
+                f"another sensor: {_AGAIN}"
+            )
+    return {name: values.astype(np.int64) for name, values in found.items()}
 
 
 def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -99,16 +126,13 @@ def write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The arrays `keys` of an npz; pickled objects are never loaded."""
+def read_npz(path: Path, kinds: dict[str, str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz that `kinds` names, each of one of its kinds (`utils.npz`)."""
     try:
-        # Opened here: NumPy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {key: content[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}); delete it and run python -m utils.prepare again"
-        ) from error
+        return read_arrays(path, kinds)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise UserError(f"{path} is damaged ({reason}); {_AGAIN}") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -117,22 +141,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote."""
+def read_record(schema: type[T], path: Path) -> T | None:
+    """What `write_json` wrote, as `schema` describes it; None where there is no such file."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run python -m utils.prepare again") from error
-    assert isinstance(content, dict), path
-    return content
+        return read_json(schema, path, str(path), _AGAIN)
+    except FileNotFoundError:
+        return None
 
 
 def is_whole(path: Path, key: str) -> bool:
     """Whether `path` is a complete npz that has `key`; reads only its end."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as file:
             return f"{key}.npy" in file.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # damaged bytes raise many kinds of error
         return False
 
 
@@ -170,7 +192,7 @@ def make_frames(root: Path, samples: dict[str, list[str]], time_steps: int, side
 
 
 def _make_one(events: Path, frames: Path, time_steps: int, side: int) -> None:
-    write_npz(frames, {"frames": integrate(read_events(events), time_steps, side, events)})
+    write_npz(frames, {"frames": integrate(read_events(events, side), time_steps, side, events)})
 
 
 def make_folder(folder: Path) -> None:
@@ -211,6 +233,11 @@ def _run_parallel(function: Callable[..., None], jobs: list[tuple[Any, ...]], wo
             for future in as_completed(futures):
                 future.result()
                 bar.update()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that converts files was killed, often for lack of memory; what was written stays, so start "
+                "again when more memory is free"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -24,19 +24,27 @@ from utils.events.files import (
     is_whole,
     list_samples,
     make_folder,
-    read_json,
+    read_record,
     run_jobs,
     spikingjelly_datasets,
     write_events,
     write_json,
 )
 from utils.events.splits import Split, split_by_folder, split_by_name
+from utils.schema import Count, Record, Text, shown
 
 MANIFEST = "prepared.json"
 # Class folders in SpikingJelly's order, sorted as text: class index 2 is the folder '10'. Published weights need it.
 _GESTURES = sorted(str(label) for label in range(11))
 
 _Jobs = tuple[Callable[..., None], list[tuple[Any, ...]], str]  # for `run_jobs`
+
+
+class _Prepared(Record):
+    """The file MANIFEST: how many samples each folder has."""
+
+    dataset: Text
+    samples: dict[Text, Count]
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,11 @@ def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[
             raise UserError(f"class folder {folder / name} holds no samples; {remedy}")
     manifest = root / MANIFEST
     if manifest.is_file():
-        expected = read_json(manifest)["samples"]
+        prepared = read_record(_Prepared, manifest)
+        assert prepared is not None  # it is a file
+        if prepared.dataset != source.name:
+            raise UserError(f"{manifest}: dataset is {shown(prepared.dataset)}, expected {source.name!r}; {remedy}")
+        expected = prepared.samples
         for name, files in samples.items():
             if len(files) != expected.get(name):
                 raise UserError(f"{folder / name} holds {len(files)} of {expected.get(name)} samples; {remedy}")

@@ -8,29 +8,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.types import Strict
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from utils.errors import UserError, first_line
+from utils import torch_file
+from utils.errors import UserError
 from utils.events.files import (
     EVENTS,
     integrate,
     make_folder,
     progress_bar,
     read_events,
-    read_json,
+    read_record,
     run_jobs,
     whole_file,
     write_json,
 )
 from utils.events.splits import Sample, Split
+from utils.schema import Count, Record, Text, shown
 
 LABELS = "tet_labels.json"
 PARTS = ("train", "test")
+CLASSES = 10
+
+
+class _Labels(Record):
+    """The file LABELS: class indices by part, and what the files were made of if they were made here."""
+
+    complete: Annotated[bool, Strict()] = True
+    made: Annotated[bool, Strict()] = False
+    labels: dict[Text, list[Annotated[int, Strict(), Field(ge=0, lt=CLASSES)]]] = Field(default_factory=dict)
+    time_steps: Count | None = None
+    split: Text | None = None
+    split_hash: Text | None = None
 
 
 def read_tet(path: Path) -> tuple[Tensor, int]:
@@ -39,16 +55,25 @@ def read_tet(path: Path) -> tuple[Tensor, int]:
     Raises:
         UserError: the file cannot be read safely, or holds something else.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no such file raise many kinds of error
-        raise UserError(f"{path} is damaged or holds more than tensors ({first_line(error)}); replace it") from error
+    content, _ = torch_file.load(path, str(path))
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not isinstance(content[0], Tensor):
         raise UserError(f"{path} holds no pair of counts [2, H, W, T] and label; replace it")
     counts, label = content
-    if counts.dim() != 4 or counts.shape[0] != 2:
+    if counts.dim() != 4 or counts.shape[0] != 2 or not counts.numel():
         raise UserError(f"{path} holds a tensor of shape {list(counts.shape)}, expected [2, H, W, T]; replace it")
-    return counts, int(torch.as_tensor(label).reshape(-1)[0])
+    plain = counts.layout is torch.strided and counts.device.type == "cpu" and not counts.is_complex()
+    if not plain or not bool((torch.isfinite(counts) & (counts >= 0)).all()):
+        raise UserError(f"{path} holds counts below 0 or no numbers; replace it")
+    return counts, _label(label, path)
+
+
+def _label(label: Any, path: Path) -> int:
+    """A class index, as a number or as a tensor of one; whole, though it may be stored as floating point."""
+    if isinstance(label, Tensor) and label.numel() == 1 and label.device.type == "cpu" and not label.is_complex():
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | float) or label not in range(CLASSES):
+        raise UserError(f"{path} has label {shown(label)}; valid: 0 to {CLASSES - 1}; replace it")
+    return int(label)
 
 
 def exact_frames(counts: Tensor) -> Tensor:
@@ -77,7 +102,12 @@ class TetReader:
     published: bool
 
     def __call__(self, sample: Sample) -> Tensor:
-        counts, _ = read_tet(self.root / sample.path)
+        counts, label = read_tet(self.root / sample.path)
+        if label != sample.label:
+            raise UserError(
+                f"{self.root / sample.path} has label {label}, {LABELS} says {sample.label}; the file was replaced: "
+                f"delete {self.root / LABELS} and start again"
+            )
         if counts.shape[-1] != self.time_steps:
             raise UserError(
                 f"time_steps: {self.time_steps}, but {self.root / sample.path} holds {counts.shape[-1]} frames; "
@@ -94,19 +124,19 @@ def open_tet(root: Path) -> Split:
     """
     counts = {part: _count(root, part) for part in PARTS}
     path = root / LABELS
-    stored: dict[str, Any] = read_json(path) if path.is_file() else {}
-    if not stored.get("complete", True):
+    stored = read_record(_Labels, path) or _Labels()
+    if not stored.complete:
         raise UserError(f"{root}: a conversion was interrupted; finish it with python -m utils.prepare cifar10-dvs-tet")
-    labels = stored.get("labels", {})
-    if {part: len(labels.get(part, ())) for part in PARTS} != counts:
-        if stored.get("made"):
+    labels = {part: stored.labels.get(part, []) for part in PARTS}
+    if {part: len(labels[part]) for part in PARTS} != counts:
+        if stored.made:
             raise UserError(
                 f"{root} holds {counts['train']} + {counts['test']} .pt files, "
                 f"{' + '.join(str(len(labels[part])) for part in PARTS)} were made; "
                 f"delete {path} and both folders, and run python -m utils.prepare cifar10-dvs-tet again"
             )
         labels = {part: _read_labels(root, part, counts[part]) for part in PARTS}
-        write_json(path, {"complete": True, "made": False, "labels": labels})
+        write_json(path, _Labels(labels=labels).model_dump(exclude_none=True))
     return Split(*([Sample(f"{part}/{i}.pt", label) for i, label in enumerate(labels[part])] for part in PARTS))
 
 
@@ -134,23 +164,23 @@ def _read_labels(root: Path, part: str, count: int) -> list[int]:
 def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: int) -> None:
     """Write the `.pt` files of `split` from `events_np`; continues an interrupted run, and overwrites nothing."""
     path = root / LABELS
-    plan: dict[str, Any] = {
-        "complete": False,
-        "made": True,
-        "time_steps": time_steps,
-        "split": split_name,
-        "split_hash": split.hash,
-        "labels": {part: [sample.label for sample in getattr(split, part)] for part in PARTS},
-    }
-    if path.is_file():
-        if read_json(path) | {"complete": False} != plan:
+    plan = _Labels(
+        complete=False,
+        made=True,
+        time_steps=time_steps,
+        split=split_name,
+        split_hash=split.hash,
+        labels={part: [sample.label for sample in getattr(split, part)] for part in PARTS},
+    )
+    if (stored := read_record(_Labels, path)) is not None:
+        if stored.model_copy(update={"complete": False}) != plan:
             raise UserError(
                 f"{path}: the .pt files there are of another split, T or origin; "
                 f"delete it with the folders train and test to make new ones"
             )
     elif any((root / part).is_dir() and any((root / part).glob("*.pt")) for part in PARTS):
         raise UserError(f"{root} already holds .pt files that were not made here; move train and test away first")
-    write_json(path, plan)
+    write_json(path, plan.model_dump())
     jobs = []
     for part in PARTS:
         make_folder(root / part)
@@ -159,12 +189,12 @@ def make_tet(root: Path, split: Split, split_name: str, time_steps: int, side: i
             if not target.is_file():
                 jobs.append((root / EVENTS / sample.path, target, sample.label, time_steps, side))
     run_jobs(_make_one, jobs, ".pt files")
-    write_json(path, plan | {"complete": True})
+    write_json(path, plan.model_dump() | {"complete": True})
 
 
 def _make_one(events: Path, target: Path, label: int, time_steps: int, side: int) -> None:
-    frames = integrate(read_events(events), time_steps, side, events)  # [T, 2, H, W]
+    frames = integrate(read_events(events, side), time_steps, side, events)  # [T, 2, H, W]
     kind = np.uint8 if frames.max() < 256 else np.int32  # torch reads no other unsigned type everywhere
     counts = torch.from_numpy(np.ascontiguousarray(frames.transpose(1, 2, 3, 0)).astype(kind))
-    with whole_file(target) as partial:
-        torch.save((counts, torch.tensor([label])), partial)
+    with whole_file(target) as partial, partial.open("wb") as file:
+        torch_file.save((counts, torch.tensor([label])), file)

@@ -39,8 +39,9 @@ def attention_maps(model: nn.Module, x: Tensor) -> AttentionMaps | None:
 
     def keep(name: str) -> ForwardHook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 5:
-                # [T, B, D, H', W'] -> [B, H', W'] at once: the spikes themselves are not kept
+            if isinstance(output, Tensor) and output.dim() in (4, 5):
+                # [T, B, D, H', W'] -> [B, H', W'] at once: the spikes themselves are not kept. With tokens in a row,
+                # [T, B, D, N], the map gets the shape of the other one of its pair.
                 found[name] = output.detach().float().mean(dim=(0, 2))
 
         return hook
@@ -52,7 +53,11 @@ def attention_maps(model: nn.Module, x: Tensor) -> AttentionMaps | None:
             model(x)
     finally:
         model.train(training)
-    shown = [(found[vs], found[masked]) for vs, masked in pairs if vs in found and masked in found]
+    shown = [
+        (found[vs], found[masked].view_as(found[vs]))
+        for vs, masked in pairs
+        if vs in found and masked in found and found[vs].numel() == found[masked].numel()
+    ]
     if len({one.shape for pair in shown for one in pair}) != 1:
         return None
     vs, masked = (torch.stack(maps).cpu() for maps in zip(*shown, strict=True))

@@ -89,6 +89,7 @@ class EnergyReport:
     incomplete: list[str] = field(default_factory=list)  # what multiplies and has no price, so that the total lacks it
     per_sample: PerSample | None = None  # None where the shapes do not tell the samples
     other_first_conv_mJ: float | None = None  # the total, had the first conv been treated the other way
+    form: str = ""  # of a model that has several
 
     @property
     def total_pJ(self) -> float:
@@ -108,6 +109,11 @@ class EnergyReport:
         """The treatment of the first conv that `other_first_conv_mJ` is the total of."""
         return "per_step" if self.first_conv == "once" else "once"
 
+    @property
+    def with_form(self) -> str:
+        """Form and time steps to begin a line with, for a model that has several forms; else empty."""
+        return f"{self.form}, T = {self.time_steps}, " if self.form else ""
+
     def operations(self, kind: str) -> float:
         """Charged operations of one kind, `MAC` or `AC`."""
         return sum(row.operations for row in self.rows if row.kind == kind)
@@ -116,7 +122,7 @@ class EnergyReport:
     def accounting(self) -> str:
         """Mode, first conv and costs, in one line: part of every total that is printed."""
         missing = f"INCOMPLETE, without {listed(self.incomplete)}; " if self.incomplete else ""
-        return f"{missing}mode {self.mode}, first conv {self.first_conv}, {self.cost}, {DISCLAIMER}"
+        return f"{missing}{self.with_form}mode {self.mode}, first conv {self.first_conv}, {self.cost}, {DISCLAIMER}"
 
 
 def measure_energy(

@@ -28,8 +28,8 @@ from utils.measure.neurobench import NeuroBench, NeuroBenchRecorder, Static, mem
 from utils.measure.synapse_counts import Counts
 from utils.measure.synapses import SynapseRecorder, named_modules
 from utils.measure.totals import interleaved
-from utils.run.build import build_model, make_faster
-from utils.run.checkpoint import load_weights
+from utils.run.build import build_model, layout_of, make_faster, set_layout
+from utils.run.checkpoint import load_weights, read_checkpoint, trained_with
 from utils.run.console import Progress
 from utils.run.contract import check_contract
 from utils.run.distributed import Process
@@ -88,26 +88,53 @@ class Measurement:
             )
         self.hardware = chosen_hardware(cfg)
         self.cost = self.hardware.cost
-        self.cfg = cfg
+        self.notes: list[str] = []
+        content = read_checkpoint(cfg.resume)
+        self.cfg = cfg = self._as_in_file(cfg, content)
         self.process = process
         self.model = build_model(cfg)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.precision = Precision(cfg, process.device)
-        self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema)
+        self.checkpoint = load_weights(self.model, cfg.resume, use_ema=cfg.use_ema, content=content)
+        self._choose_form()
         self.model.to(process.device)
-        if cfg.channels_last:
-            self.model.to(memory_format=torch.channels_last)
         check_contract(cfg, self.model, process.device)
         self.static = Static.of(self.model)
         make_faster(cfg, self.model, process, self.precision, training=False)
+        set_layout(cfg, self.model, process.device)
+        innermost, _ = layout_of(cfg, self.model, process.device)
+        self.cfg = cfg = replace(cfg, channels_last=innermost)  # images have the layout of the weights
         self.data: DataSettings = resolve_data(cfg)
         self.mode = cfg.energy_mode
         self.extras = list(cfg.energy_extras or [])
-        self.notes: list[str] = []
         self.sources = spike_sources(self.model)
         self.family = family_of(self.model, *self.data.eval_size[1:])
         if self.family is None:
             self._leave_out_family("it is of no known family")
+        elif self.mode == "paper" and not self.family.paper_mode:
+            raise UserError(
+                f"energy_mode: paper is not there for {cfg.model}: {self.family.why_no_paper}; use exact or formula"
+            )
         self.rehearse()
+
+    def _as_in_file(self, cfg: Config, content: Mapping[str, Any]) -> Config:
+        """`cfg` with the second head that the weights have, and with their time steps where none are given."""
+        trained = trained_with(content, cfg.resume)
+        if "time_steps" not in cfg.explicit:
+            cfg = replace(cfg, time_steps=trained.time_steps or cfg.time_steps)
+        elif trained.time_steps not in (None, cfg.time_steps):
+            self.notes.append(
+                f"time_steps: measured at T = {cfg.time_steps}, the checkpoint was trained at T = {trained.time_steps}"
+            )
+        return replace(cfg, kd="hard" if trained.second_head else "none")  # which kind has no effect here
+
+    def _choose_form(self) -> None:
+        """Merge the model where that is asked for; in evaluation it computes the same."""
+        form = self.cfg.form
+        if form == "merged" and not hasattr(self.model, "fuse"):
+            raise UserError(f"form: model {self.cfg.model} has no fuse() that would merge it; leave form out")
+        if form == "merged" or (form == "auto" and getattr(self.model, "has_merged_form", False)):
+            self.model.eval().fuse()  # type: ignore[operator]
 
     def _leave_out_family(self, why: str) -> None:
         self.family = None
@@ -191,7 +218,9 @@ class Measurement:
         reports = {mode: self._energy(mode, counts, rates, labels) for mode in modes}
         residual = None
         if self.family:
-            reports["paper"] = self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)
+            if (paper := self.family.paper_energy(rates, self.cfg.first_conv == "once", self.cost)) is not None:
+                reports["paper"] = paper
+            reports = {mode: replace(report, form=self.family.form) for mode, report in reports.items()}
             residual = self.family.shape.residual_additions_per_step()
         memory = self.hardware.memory_pj_per_byte or 0.0
         extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
@@ -206,7 +235,13 @@ class Measurement:
             neurobench=neurobench,
             family=self.family,
             convention=self.cfg.ann_attention,
-            notes=[*self.notes, *self._firing_notes(firing), *left_out],
+            notes=[
+                *self.notes,
+                *self._firing_notes(firing),
+                *self._accuracy_notes(accuracy),
+                *left_out,
+                *(self.family.notes(rates) if self.family else ()),
+            ],
         )
 
     def _energy(self, mode: str, counts: Counts, rates: dict[str, list[float]], labels: Tensor) -> EnergyReport:
@@ -217,6 +252,16 @@ class Measurement:
         if self.family:
             sums |= dict(sum_rates=self.family.sum_rates(rates), sum_formula=self.family.sum_formula)
         return account(counts, mode=mode, first_conv=first_conv, cost=self.cost, name_of=self._name_of, **sums)
+
+    def _accuracy_notes(self, accuracy: EvalResult) -> list[str]:
+        trained = trained_with(self.checkpoint, self.cfg.resume)
+        if not (trained.published and trained.second_head) or accuracy.top1 > 5 * 100 / self.cfg.num_classes:
+            return []
+        return [
+            "the accuracy is near chance. In the authors' code before 2024-03-25, the first head was fed the averaged "
+            "membrane values and only the second one (head_kd) the spikes; a file of that time does not fit "
+            "today's form, in which both are fed the spikes"
+        ]
 
     def _models(
         self, report: EnergyReport, counts: Counts, firing: list[FiringRow], spikes: Mapping[str, float]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from utils.measure.firing import FiringRow
 from utils.measure.synapse_counts import COUNTED, Counts, Geometry
@@ -168,10 +169,11 @@ class NeuroBenchRecorder(Recorder):
 def _pairs(module: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
     """How many pairs of an input and a weight meet that are both marked."""
     x, w = inputs.double(), weights.double()
-    if isinstance(module, nn.Linear):
-        return (x.flatten(0, -2).sum(dim=0) @ w.sum(dim=0)).long()
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return module._conv_forward(x, w, None).sum().long()
+    with _disable_current_modes():  # a recorder of operators must not take these for the model's
+        if isinstance(module, nn.Linear):
+            return (x.flatten(0, -2).sum(dim=0) @ w.sum(dim=0)).long()
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        return module._conv_forward(x, w, None).sum().long()
 
 
 def _dense(module: nn.Module, x: Tensor) -> int:

@@ -6,19 +6,11 @@ Legend: T time steps, B batch.
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
-
+from utils.measure.latency import median_latencies_ms, run_ms
 from utils.measure.measurement import Measurement
-from utils.run.precision import Precision
-
-_ROUNDS = (7, 51)  # at least, and at most
-_BUDGET = 3.0  # seconds for rounds beyond the least number
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ def sweep(measurement: Measurement, time_steps: list[int]) -> list[SweepPoint]:
         with _time_steps(measurement, T):
             measured.append(measurement.evaluate(f"T = {T}"))
     points = []
-    for T, found, ms in zip(time_steps, measured, latencies_ms(measurement, time_steps), strict=True):
+    for T, found, ms in zip(time_steps, measured, _latencies_ms(measurement, time_steps), strict=True):
         top1, top5, energy = found.accuracy.top1, found.accuracy.top5, found.energy
         rate = found.mean_firing_rate
         points.append(SweepPoint(T, top1, top5, rate, energy.total_mJ, energy.mode, energy.first_conv, ms))
@@ -79,34 +71,15 @@ def _time_steps(measurement: Measurement, T: int) -> Iterator[None]:
             model.T = shown
 
 
-def latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
-    """Milliseconds from one sample on the device to its logits, for each T; the median of several runs.
-
-    The T take turns, so that a machine that slows down for a while slows all of them.
-    """
-    found: dict[int, list[float]] = {T: [] for T in time_steps}
-    samples = {}
-    for T in time_steps:
+def _latencies_ms(measurement: Measurement, time_steps: list[int]) -> list[float]:
+    def at(T: int) -> Callable[[], float]:
         with _time_steps(measurement, T):
-            samples[T], _ = measurement.first_batch(1)
-            _run(measurement.model, samples[T], measurement.precision)  # the first call also fills caches
-    started = time.perf_counter()
-    for done in range(_ROUNDS[1]):
-        if done >= _ROUNDS[0] and time.perf_counter() - started > _BUDGET:
-            break
-        for T in time_steps:
+            x, _ = measurement.first_batch(1)
+
+        def run() -> float:
             with _time_steps(measurement, T):
-                found[T].append(_run(measurement.model, samples[T], measurement.precision))
-    return [statistics.median(found[T]) for T in time_steps]
+                return run_ms(measurement.model, x, measurement.precision)
 
+        return run
 
-@torch.no_grad()
-def _run(model: nn.Module, x: Tensor, precision: Precision) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    started = time.perf_counter()
-    with precision.autocast():
-        model(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return 1e3 * (time.perf_counter() - started)
+    return median_latencies_ms([at(T) for T in time_steps])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from utils.measure.energy import DISCLAIMER, PJ_PER_MJ, EnergyReport
+from utils.measure.family import Comparison
 from utils.measure.measurement import Measured
 from utils.measure.spread import INTERVAL, PerSample, Spread
 from utils.measure.sweep import SweepPoint
@@ -76,7 +77,7 @@ def total_cells(m: Measured) -> tables.Cells:
     header += ["the ANN twin needs", "its self-attention needs"] if m.family else []
     rows = []
     for report in (m.energy, *m.others):
-        cells = [report.mode, report.first_conv, tables.count(report.operations("MAC"))]
+        cells = [report.with_form + report.mode, report.first_conv, tables.count(report.operations("MAC"))]
         cells += [tables.count(report.operations("AC")), total_text(report)]
         if twin := m.compare(report):
             cells += [tables.ratio(twin.ratio, 2), tables.ratio(twin.attention_ratio)]
@@ -130,10 +131,18 @@ def spread_lines(spread: PerSample) -> list[str]:
     return [f"most energy: sample {spread.worst} of the data set, counted from 0", INTERVAL]
 
 
+def twin_note(m: Measured, twin: Comparison) -> str:
+    """How many times the energy of the network the ANN twin needs, by operations alone and by the other models."""
+    others = [(total.model.name, total.ratio()) for total in m.models if total.model.name != "compute"]
+    told = ", ".join(f"{tables.ratio(ratio, 2)} by model {name}" for name, ratio in others if ratio is not None)
+    with_memory = f"; with memory {told}" if told else ""
+    return f"{tables.ratio(twin.ratio)} the energy of this network, compute only{with_memory}"
+
+
 def mode_lines(m: Measured) -> list[str]:
     """What the modes mean."""
     known = ["exact: the operations that are needed", "formula: MACs × firing rate of the input of a layer"]
-    return [*known, m.family.paper_mode] if m.family else known
+    return [*known, m.family.paper_mode] if m.family and m.family.paper_mode else known
 
 
 def sweep_cells(points: list[SweepPoint]) -> tables.Cells:
@@ -156,12 +165,13 @@ def copy_cells(m: Measured, facts: dict[str, Any]) -> tables.Cells:
     """The row of this measurement for a table in a paper."""
     header = ["model", "T", "top-1 (%)", "mean firing rate", "energy (mJ)", "accounting"]
     numbers = [
-        m.family.shape.title if m.family else facts["config"]["model"],
+        facts["network"],
         str(m.counts.time_steps),
         f"{m.accuracy.top1:.2f}",
         tables.rate(m.mean_firing_rate, 4),
         f"{m.energy.total_mJ:.4g}",
-        f"{'INCOMPLETE, ' if m.energy.incomplete else ''}{m.energy.mode}, first conv {m.energy.first_conv}",
+        f"{'INCOMPLETE, ' if m.energy.incomplete else ''}{m.energy.with_form}{m.energy.mode}, first conv "
+        f"{m.energy.first_conv}",
     ]
     if twin := m.compare(m.energy):
         header.append("ANN (mJ)")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from utils.measure.compared import Compared
 from utils.measure.energy import EnergyReport, EnergyRow
 from utils.measure.firing import FiringRow
 from utils.measure.sweep import SweepPoint
+from utils.report.pictures import Picture, picture_of
 from utils.report.tables import energy as energy_text
-from utils.run.plot_style import BLUE, GREEN, ORANGE, VERMILION, plain
+from utils.run.plot_style import BLUE, GREEN, GREY, ORANGE, VERMILION, plain
 
+_MARKERS = "os^Dv"
 _STEP_COLOURS = [BLUE, ORANGE, GREEN, VERMILION]
 
 
@@ -62,6 +65,43 @@ def draw_energy(report: EnergyReport, target: Path, title: str) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside all the marks
     plain(axes)
     figure.savefig(target, dpi=150)
+
+
+def draw_comparison(rows: Sequence[Compared]) -> Picture:
+    """Draw accuracy over energy and over latency, a mark per network, and a line through those that no other one beats
+    in both."""
+    factor, unit = (1.0, "mJ") if max(row.energy_mJ for row in rows) >= 1 else (1e3, "µJ")
+    energies: list[float | None] = [factor * row.energy_mJ for row in rows]
+    panels = [(f"energy per sample ({unit}, {rows[0].mode})", energies)]
+    if any(row.latency_ms is not None for row in rows):
+        panels.append(("latency of one sample (ms)", [row.latency_ms for row in rows]))
+    figure = Figure(figsize=(4 * len(panels) + 2, 3.4), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        points = [(x, row.top1_percent) for x, row in zip(values, rows, strict=True)]
+        axes.plot(*zip(*_front(points), strict=True), color=GREY, linewidth=1, linestyle=":", zorder=1)
+        for i, (row, (x, y)) in enumerate(zip(rows, points, strict=True)):
+            if x is not None:
+                colour, marker = (
+                    _STEP_COLOURS[i % len(_STEP_COLOURS)],
+                    _MARKERS[i // len(_STEP_COLOURS) % len(_MARKERS)],
+                )
+                axes.plot(x, y, marker, color=colour, markersize=8, label=row.name)
+        axes.set(xlabel=label, ylabel="top-1 (%)")
+        axes.margins(0.12)
+        axes.set_xlim(left=0)
+        plain(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right upper")
+    return picture_of(figure, "comparison.png", dpi=130)
+
+
+def _front(points: Sequence[tuple[float | None, float]]) -> list[tuple[float, float]]:
+    """The points (cost, accuracy) with a higher accuracy than every cheaper one, from the cheapest on."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(((x, y) for x, y in points if x is not None), key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
 
 
 def draw_sweep(points: Sequence[SweepPoint], target: Path, title: str) -> None:

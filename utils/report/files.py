@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.measure import firing
 from utils.measure.measurement import Measurement, checkpoint_facts
-from utils.report.figures import draw_energy, draw_firing_rates, draw_sweep
+from utils.report.comparison import Comparison
+from utils.report.figures import draw_comparison, draw_energy, draw_firing_rates, draw_sweep
 from utils.report.models import model_picture
 from utils.report.page import write_page
 from utils.report.rates import RatesReport
@@ -23,23 +23,22 @@ def facts_of(measurement: Measurement) -> dict[str, Any]:
     """What the numbers belong to: checkpoint, settings, versions, commit."""
     cfg = measurement.cfg
     return {
+        "network": measurement.family.shape.title if measurement.family else cfg.model,
+        "parameters": measurement.parameters,
         "checkpoint": checkpoint_facts(cfg.resume, measurement.checkpoint),
-        "command": " ".join(sys.argv),
         "config": cfg.as_dict(),
-        "versions": versions(),
-        "git_commit": git_commit(),
+        **_run_facts(),
     }
 
 
-def print_sections(sections: Sequence[tuple[str, str]], write: Callable[[str], None] = print) -> None:
-    """Each section under its title."""
-    for title, text in sections:
-        write(f"\n{title}\n{'=' * len(title)}\n{text}")
+def _run_facts() -> dict[str, Any]:
+    return {"command": " ".join(sys.argv), "versions": versions(), "git_commit": git_commit()}
 
 
-def show(report: Report) -> None:
-    """Print the report to the terminal."""
-    print_sections(report.sections(), logger.info)
+def show(report: Report | RatesReport | Comparison) -> None:
+    """Print each section of the report under its title."""
+    for title, text in report.sections():
+        logger.info(f"\n{title}\n{'=' * len(title)}\n{text}")
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -71,10 +70,24 @@ def write_report(report: Report, folder: Path) -> None:
     logger.info(f"\nwritten: {folder}/{{{', '.join(written)}}}")
 
 
-def write_rates_report(report: RatesReport, folder: Path) -> str:
-    """Write report.html, report.json and layers.csv of a file of rates; returns where."""
+def write_rates_report(report: RatesReport, folder: Path) -> None:
+    """Write report.html, report.json and layers.csv of a file of rates, and say where."""
     (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     write_layers_csv(folder / "layers.csv", report.chosen)
     title, subtitle = report.file.title, report.file.source
     write_page(folder / "report.html", "rates.html", title=title, subtitle=subtitle, report=report)
-    return f"{folder}/{{report.html, report.json, layers.csv}}"
+    logger.info(f"\nwritten: {folder}/{{report.html, report.json, layers.csv}}")
+
+
+def write_comparison(report: Comparison, folder: Path) -> None:
+    """Write comparison.html, comparison.json, comparison.csv and comparison.png, and say where."""
+    picture = draw_comparison(report.rows)
+    picture.write(folder)
+    report.write_csv(folder / "comparison.csv")
+    content = report.as_dict() | _run_facts()
+    (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    title, subtitle = report.title, report.subtitle
+    write_page(
+        folder / "comparison.html", "comparison.html", title=title, subtitle=subtitle, report=report, picture=picture
+    )
+    logger.info(f"\nwritten: {folder}/comparison.{{html, json, csv, png}}")

@@ -20,7 +20,7 @@ def model_cells(totals: Sequence[ModelTotal]) -> tables.Cells:
     bits = totals[0].bits
     header = ["model", "this network"]
     twins = [(False, "ANN twin"), (True, f"{bits}-bit twin")] if totals[0].ann is not None else []
-    header += [text for _, name in twins for text in (name, "/ this", "break-even rate")]
+    header += [text for _, name in twins for text in (name, f"{name} / this", f"break-even with {name}")]
     rows = []
     for total in totals:
         cells = [total.model.name, tables.energy(total.snn_pJ)]
@@ -40,7 +40,7 @@ def model_lines(totals: Sequence[ModelTotal]) -> list[str]:
         rate = tables.rate(first.firing_rate, 4)
         lines += [
             "/ this: how many times the energy of this network a twin needs; below 1 the twin needs less",
-            f"break-even rate: mean firing rate below which this network needs less than the twin; here it is {rate}",
+            f"break-even: mean firing rate below which this network needs less than the twin; here it is {rate}",
             f"{first.bits}-bit twin: activations of {first.bits} bits hold as many values as spikes in {_steps(first)}",
         ]
     return lines

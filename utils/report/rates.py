@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from utils.measure.energy import DISCLAIMER, Cost
-from utils.measure.family import Family, published_rates
+from utils.measure.family import paper_name, published_rates
 from utils.report import tables
 from utils.report.report import SCHEMA, energy_dict, energy_text
 
@@ -36,7 +36,7 @@ class RatesReport:
         self._charged = published_rates(path, cost)
         self.file, self.chosen = self._charged.file, self._charged.chosen
         self.twins = {convention: self._charged.compare(convention) for convention in _CONVENTIONS}
-        self.tensors = [TensorRates(name, Family.paper_name(name), rate) for name, rate in self.file.rates.items()]
+        self.tensors = [TensorRates(name, paper_name(name), rate) for name, rate in self.file.rates.items()]
 
     def sections(self) -> list[tuple[str, str]]:
         """Title and text of each section, for the terminal."""

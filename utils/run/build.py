@@ -63,6 +63,24 @@ def make_faster(cfg: Config, model: nn.Module, process: Process, precision: Prec
         raise UserError(f"neuron_backend: {error}") from error
 
 
+def layout_of(cfg: Config, model: nn.Module, device: torch.device) -> tuple[bool, str]:
+    """Whether channels are to be innermost in memory, and why; `model` with its faster ways attached."""
+    if cfg.channels_last is not None:
+        return cfg.channels_last, "as set"
+    if device.type == "cuda":
+        if any("Triton kernels" in row.runs_as for row in rows(model)):
+            return True, "the Triton kernels read and write it"
+        if cfg.amp:
+            return True, "tensor cores multiply 16-bit numbers in it"
+    return False, "innermost is faster with Triton kernels or amp on CUDA only"
+
+
+def set_layout(cfg: Config, model: nn.Module, device: torch.device) -> None:
+    """Give the weights the layout of `layout_of`."""
+    if layout_of(cfg, model, device)[0]:
+        model.to(memory_format=torch.channels_last)
+
+
 def prepare_for_training(
     cfg: Config, model: nn.Module, process: Process, precision: Precision
 ) -> tuple[nn.Module, list[nn.Module]]:
@@ -89,10 +107,9 @@ def prepare_for_training(
     if cfg.sync_bn and process.world_size > 1:
         model = convert_sync_batchnorm(model, process.device)
     model.to(process.device)
-    if cfg.channels_last:
-        model.to(memory_format=torch.channels_last)
     check_contract(cfg, model, process.device)
     make_faster(cfg, model, process, precision, training=True)
+    set_layout(cfg, model, process.device)
     if cfg.grad_checkpointing:
         if not hasattr(model, "set_grad_checkpointing"):
             raise UserError(f"grad_checkpointing: model {cfg.model} has no set_grad_checkpointing; leave it out")

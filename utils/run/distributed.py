@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,19 +16,10 @@ from torch import Tensor
 from utils.config.settings import Config
 from utils.errors import USAGE_ERROR, Stopped, UserError
 from utils.run.allocator import keep_freed_memory
+from utils.run.launcher import Place, find_place, join
 
-_JOIN_TIMEOUT = timedelta(minutes=10)
 # How long processes wait for one that converts or downloads data; NCCL would give up after 10 minutes.
 _WAIT_TIMEOUT = timedelta(days=1)
-
-
-class Place(NamedTuple):
-    """Where a launcher put this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +122,7 @@ def distributed(cfg: Config) -> Iterator[Process]:
     because of it, show none.
 
     Raises:
-        UserError: no such device, or two processes on one GPU.
+        UserError: no such device, two processes on one GPU, or a process that does not come.
     """
     place = find_place(cfg.local_rank)
     device = choose_device(cfg.device, place)
@@ -144,13 +133,7 @@ def distributed(cfg: Config) -> Iterator[Process]:
     if place.world_size == 1:
         yield Process(0, 1, device)
         return
-    try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"cannot join the {place.world_size} processes of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the "
-            f"environment: {str(error).splitlines()[0]}; start them with torchrun, or unset RANK and WORLD_SIZE"
-        ) from error
+    store, rank, world_size = join(place), place.rank, place.world_size
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
     try:
@@ -177,47 +160,6 @@ def _is_first_to_fail(store: dist.Store) -> bool:
     except RuntimeError:
         # The process that held the store has ended, so it failed before this one.
         return False
-
-
-def find_place(local_rank: int = 0) -> Place:
-    """Read the variables of torchrun and torch.distributed.launch, or of a SLURM step; else there is one process.
-
-    Args:
-        local_rank: what an old launcher passed as an option, where the environment has no LOCAL_RANK.
-
-    Raises:
-        UserError: a variable that is not a number.
-    """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        world_size = _number("WORLD_SIZE", 1)
-        local = _number("LOCAL_RANK", local_rank), _number("LOCAL_WORLD_SIZE", world_size)
-        return Place(_number("RANK", 0), world_size, *local)
-    # Only srun sets the STEP variables. A plain python in a batch script sees SLURM_NTASKS too, and is one process.
-    if _number("SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in os.environ:
-        os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))
-        os.environ.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID", 0) % 20000))
-        world_size = _number("SLURM_STEP_NUM_TASKS", 1)
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world_size))
-        local_world_size = min(world_size, _number("SLURM_STEP_TASKS_PER_NODE", world_size))
-        return Place(_number("SLURM_PROCID", 0), world_size, _number("SLURM_LOCALID", 0), local_world_size)
-    return Place(0, 1, local_rank, 1)
-
-
-def _first_host(nodes: str) -> str:
-    """The first host of SLURM's list: `gpu[03-05,09],cpu1` -> `gpu03`."""
-    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else nodes
-
-
-def _number(name: str, default: int) -> int:
-    value = os.environ.get(name)
-    if value is None:
-        return default
-    # SLURM writes "2(x3),1" for two tasks on each of three nodes and one on the last.
-    match = re.match(r"\d+", value)
-    if not match:
-        raise UserError(f"environment variable {name}={value!r} is not a whole number")
-    return int(match[0])
 
 
 def choose_device(name: str, place: Place) -> torch.device:

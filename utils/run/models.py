@@ -39,6 +39,11 @@ def own_models() -> list[str]:
     return [name for name in timm.list_models() if not model_entrypoint(name).__module__.startswith("timm.")]
 
 
+def is_ours(cfg: Config) -> bool:
+    """Whether `cfg` names a model that is written in this repository."""
+    return cfg.model in own_models() and model_entrypoint(cfg.model).__module__.split(".")[0] in _OURS
+
+
 def model_arguments(cfg: Config) -> dict[str, Any]:
     """What a model may take from the settings, by name of the argument; `img_size` is (height, width) in pixels."""
     _, height, width = resolve_data(cfg).input_size

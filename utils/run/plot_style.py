@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 
 # Okabe & Ito.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+GREY = "#888888"  # for what is beside the data; visible on white and on dark paper
 
 
 def plain(axes: Axes) -> None:

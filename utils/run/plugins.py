@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
+from utils.schema import Record, Text, checked
 
 _logger = logging.getLogger("sdt")
 
@@ -29,6 +30,13 @@ class Plugin(NamedTuple):
     path: str
     sha256: str
     source: bytes
+
+
+class _Recorded(Record):
+    """A plugin in a checkpoint; its text is not needed."""
+
+    path: Text
+    sha256: Text
 
 
 _imported: dict[Path, Plugin] = {}
@@ -120,13 +128,21 @@ def keep_copies(folder: Path) -> None:
     (copies / "SHA256SUMS").write_text("".join(sums))
 
 
-def say_what_changed(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Warn in one line if the plugins now are other ones than those that `checkpoint` (of `path`) was trained with."""
-    then = {Path(plugin["path"]).name: plugin["sha256"] for plugin in checkpoint.get("plugins") or ()}
+def say_what_changed(checkpoint: Mapping[Any, Any], path: str | Path, alone: bool = True) -> None:
+    """Warn in one line if the plugins now are other ones than those that `checkpoint` (of `path`) was trained with.
+
+    alone: this checkpoint is the only one, so that it needs every plugin that was imported.
+
+    Raises:
+        UserError: what the checkpoint holds of its plugins is of another form.
+    """
+    remedy = "the file is damaged or of another program: take another one"
+    recorded = checked(list[_Recorded], checkpoint.get("plugins") or [], f"checkpoint {path}: plugins", remedy)
+    then = {Path(plugin.path).name: plugin.sha256 for plugin in recorded}
     now = {Path(plugin.path).name: plugin.sha256 for plugin in _imported.values()}
     changes = [
         f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
-        for name in dict.fromkeys((*then, *now))
+        for name in dict.fromkeys((*then, *now) if alone else then)
         if then.get(name) != now.get(name)
     ]
     if changes:

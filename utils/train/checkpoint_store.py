@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,10 +14,12 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.run.checkpoint import read_checkpoint, write_checkpoint
 from utils.run.console import logger
+from utils.train.saved_state import SavedState, saved_state
 
 LAST = "last.pth.tar"
 BEST = "model_best.pth.tar"
 RECOVERY = "recovery.pth.tar"
+_OF_EPOCH = re.compile(r"checkpoint-([0-9]{1,12})\.pth\.tar")
 
 
 class CheckpointStore:
@@ -69,14 +72,14 @@ class CheckpointStore:
     def _with_record(self, state: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         return {**state, "epoch": epoch, "history": self.history, "best": self.best}
 
-    def refuse_older(self, path: Path, content: Mapping[str, Any]) -> None:
+    def refuse_older(self, path: Path, saved: SavedState) -> None:
         """Check that `path` is the newest checkpoint here: continuing from an older one would overwrite later ones.
 
         Raises:
             UserError: the folder holds a newer one.
         """
         newest = self.newest()
-        if newest is not None and _position(read_checkpoint(newest)) > _position(content):
+        if newest is not None and _read(newest).position > saved.position:
             raise UserError(
                 f"checkpoint {path}: its folder holds a later one ({newest.name}), which this run would overwrite; "
                 "resume from that one, or write to another folder with --experiment"
@@ -93,13 +96,13 @@ class CheckpointStore:
         def readable(paths: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
             for path in paths:
                 try:
-                    yield _position(read_checkpoint(path)), path
+                    yield _read(path).position, path
                 except UserError as error:
                     broken.append(str(error))
 
         latest = (path for path in (self.folder / RECOVERY, self.folder / LAST) if path.exists())
         # Those of single epochs are older than `last`, and needed only when `last` is damaged.
-        older = sorted(self.folder.glob("checkpoint-*.pth.tar"), key=_epoch_in_name, reverse=True)
+        older = (path for path, _ in self._of_epochs())
         found = max(readable(latest), default=None) or next(readable(older), None)
         if broken and found is None:
             raise UserError("; ".join(broken) + "; no checkpoint of the run can be read; start the run again")
@@ -107,18 +110,14 @@ class CheckpointStore:
             logger.warning(f"warning: {message}; an older one is used")
         return found[1] if found else None
 
-    def resume(self, content: Mapping[str, Any]) -> None:
+    def resume(self, saved: SavedState) -> None:
         """Take over the history and the best metric of a checkpoint."""
-        self.history = [(float(metric), int(epoch)) for metric, epoch in content.get("history") or []]
-        best = content.get("best")
-        self.best = (float(best[0]), int(best[1])) if best else None
+        self.history, self.best = list(saved.history or []), saved.best
 
-    def clean_up(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Delete the unfinished files of a killed process, and do what it had to do after writing `content`."""
-        for unfinished in self.folder.glob(".*.pth.tar.*"):
-            unfinished.unlink()
+    def finish_saving(self, path: Path, saved: SavedState) -> None:
+        """Do what a process that was killed had to do after writing the checkpoint `path`."""
         if path.name == LAST:
-            self._update_names(int(content["epoch"]))
+            self._update_names(saved.epoch)
 
     def _update_names(self, epoch: int) -> None:
         """Link `last`, which holds `epoch`, under its other names, and delete the epochs that are not kept."""
@@ -128,21 +127,19 @@ class CheckpointStore:
             _link(last, self.folder / f"checkpoint-{epoch}.pth.tar")
         if self.best is not None and self.best[1] == epoch:
             _link(last, self.folder / BEST)
-        for path in self.folder.glob("checkpoint-*.pth.tar"):
-            if _epoch_in_name(path) not in epochs:
+        for path, epoch in self._of_epochs():
+            if epoch not in epochs:
                 path.unlink()
 
+    def _of_epochs(self) -> list[tuple[Path, int]]:
+        """The checkpoints of single epochs, newest first; files of other names are the user's own."""
+        names = ((path, _OF_EPOCH.fullmatch(path.name)) for path in self.folder.glob("checkpoint-*.pth.tar"))
+        found = [(path, int(match[1])) for path, match in names if match and path.is_file()]
+        return sorted(found, key=lambda entry: -entry[1])
 
-def _position(content: Mapping[str, Any]) -> tuple[int, int]:
-    """How far a checkpoint is: the epoch to continue, and the steps done in it."""
-    epoch = int(content.get("epoch", -1))
-    progress = content.get("progress")
-    return (epoch, int(progress["steps"])) if progress else (epoch + 1, 0)
 
-
-def _epoch_in_name(path: Path) -> int:
-    digits = path.name.removeprefix("checkpoint-").removesuffix(".pth.tar")
-    return int(digits) if digits.isdigit() else -1
+def _read(path: Path) -> SavedState:
+    return saved_state(read_checkpoint(path, say=False), path)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -27,14 +27,16 @@ Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP = 3
 
 
-def why_not(cfg: Config, device: torch.device, world_size: int, model: nn.Module, optimizer: Optimizer) -> str | None:
+def why_not(
+    cfg: Config, device: torch.device, world_size: int, models: Sequence[nn.Module], optimizer: Optimizer
+) -> str | None:
     """None, or the reason why the steps of a run cannot be one graph.
 
     Args:
         cfg: the settings.
         device: where the run is.
         world_size: number of processes.
-        model: as it will run, without wrappers.
+        models: as they will run, without wrappers; a teacher is one of them.
         optimizer: of the run.
     """
     if device.type != "cuda":
@@ -51,9 +53,9 @@ def why_not(cfg: Config, device: torch.device, world_size: int, model: nn.Module
         return "grad_checkpointing reads the state of the random generator, which cannot be read during a capture"
     if (reason := _host_decides(optimizer)) is not None:
         return reason
-    if any("CuPy" in row.runs_as for row in rows(model)):
+    if any("CuPy" in row.runs_as for model in models for row in rows(model)):
         return "SpikingJelly's CuPy kernels run on a stream of their own, which a capture does not see"
-    for name, layer in model.named_modules():
+    for name, layer in (found for model in models for found in model.named_modules()):
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.momentum is None:
             return f"{name}: without a momentum, BatchNorm reads from the device how many batches there were"
     return None
@@ -73,8 +75,8 @@ def _host_decides(optimizer: Optimizer) -> str | None:
 class StepGraph:
     """Calls `compute`; from the fourth batch on as a graph.
 
-    Batches of another shape than the first run without it. When a learning rate changes, a new graph is captured: a
-    number that the host passes to a kernel is part of the graph.
+    Batches of another shape than the first run without it. A number that the host passes to a kernel is part of the
+    graph: learning rates, which change between steps, are in tensors while it is captured, as float32.
 
     Args:
         compute: `(x, y) -> (loss, flags)`, a whole training step on device tensors that reads nothing back.
@@ -87,7 +89,7 @@ class StepGraph:
     def __init__(self, compute: Compute, optimizer: Optimizer) -> None:
         self._compute, self._optimizer = compute, optimizer
         self._shapes: Any = None
-        self._rates: Sequence[float] = ()
+        self._rates: list[Tensor] = []
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -100,10 +102,10 @@ class StepGraph:
         if self._warm < WARM_UP:
             self._warm += 1
             return self._aside(x, y)
-        rates = [group["lr"] for group in self._optimizer.param_groups]
-        if self._graph is None or rates != self._rates:
-            self._graph = None  # so that its memory is free for the next
-            self._graph, self._rates = self._captured(x, y), rates
+        if self._graph is None:
+            self._graph = self._captured(x, y)
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
         self._x.copy_(x)
         self._y.copy_(y)
         self._graph.replay()
@@ -121,12 +123,13 @@ class StepGraph:
     def _captured(self, x: Tensor, y: Tensor) -> torch.cuda.CUDAGraph:
         """Nothing is computed during a capture."""
         self._x, self._y = x.clone(), y.clone()
+        self._rates = [torch.zeros((), device=x.device) for _ in self._optimizer.param_groups]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # A failed capture would leave its own stream the current one. Threads of the loader, which pin memory
             # meanwhile, must not end the capture.
             captured = torch.cuda.graph(graph, capture_error_mode="thread_local")
-            with torch.cuda.stream(stream), _capturable(self._optimizer), captured:
+            with torch.cuda.stream(stream), _capturable(self._optimizer, self._rates), captured:
                 self._outputs = self._compute(self._x, self._y)
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -137,15 +140,16 @@ class StepGraph:
 
 
 @contextlib.contextmanager
-def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """torch's optimizers refuse a capture without this flag. Fused ones have their step counts on the device anyway;
-    elsewhere, and in checkpoints, the flag stays what it is."""
-    groups = [group for group in optimizer.param_groups if "capturable" in group]
-    before = [group["capturable"] for group in groups]
-    for group in groups:
-        group["capturable"] = True
+def _capturable(optimizer: Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
+    """Learning rates in tensors, and the flag without which some of torch's optimizers refuse a capture; fused ones
+    have their step counts on the device anyway. Schedules, logs and checkpoints see what they always do."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
     try:
         yield
     finally:
-        for group, flag in zip(groups, before, strict=True):
-            group["capturable"] = flag
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            group |= {name: old[name] for name in ("lr", "capturable") if name in old}

@@ -59,3 +59,5 @@ def estimate(trainer: Trainer) -> None:
     logger.info(f"step: {step * 1000:.1f} ms, {images / step:.0f} images/s (median of a few steps)")
     logger.info(f"epoch: {clock(epoch)} for {trainer.steps} training steps and the evaluation")
     logger.info(f"run: {clock(epoch * epochs)} for {epochs} epochs; peak memory {peak_memory(process.device)}")
+    if trainer.need is not None:
+        logger.info(f"memory of a process: {trainer.need}")

@@ -26,6 +26,8 @@ def peak_learning_rate(cfg: Config, world_size: int) -> float:
     return cfg.lr_base * (ratio if cfg.lr_base_scale == "linear" else ratio**0.5)
 
 
+_HIGHEST_RATE = 1e6  # far above of what any optimizer can use
+
 # It needs second derivatives, for which the training loop would have to keep the graph of the backward pass.
 _NEEDS_SECOND_DERIVATIVES = ("adahessian",)
 
@@ -98,6 +100,11 @@ def _eps_and_betas(cfg: Config, takes: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+# The settings that shape each schedule; what is wrong about one of them is told with all of them.
+_OF_A_SHAPE = ("decay_rate", "min_lr", "lr_cycle_mul", "lr_cycle_limit", "cooldown_epochs")
+_SHAPED_BY = {"step": ("decay_epochs", "decay_rate"), "plateau": ("decay_rate", "patience_epochs", "min_lr")}
+
+
 def make_schedule(cfg: Config, optimizer: Optimizer, steps: int = 1) -> tuple[Scheduler | None, int]:
     """The schedule of learning rates, and the number of epochs with the cool-down.
 
@@ -106,7 +113,42 @@ def make_schedule(cfg: Config, optimizer: Optimizer, steps: int = 1) -> tuple[Sc
 
     Args:
         steps: batches per epoch, in which a schedule of `sched_on_updates` counts.
+
+    Raises:
+        UserError: an epoch would have no learning rate; all of them are tried first.
     """
+    peak = max(group["lr"] for group in optimizer.param_groups)
+    if cfg.sched != "step" and cfg.min_lr > peak:
+        raise UserError(
+            f"min_lr: {cfg.min_lr:g} is above the peak learning rate {peak:g}, and sched {cfg.sched} would rise to it; "
+            f"set min_lr to {peak:g} or less"
+        )
+    _try_schedule(cfg, peak, steps)
+    return _create_schedule(cfg, optimizer, steps)
+
+
+def _try_schedule(cfg: Config, peak: float, steps: int) -> None:
+    """Walk through the whole schedule with an optimizer of its own, so that it does not end a run in the middle."""
+    shaped_by = ("epochs", "warmup_epochs", *_SHAPED_BY.get(cfg.sched, _OF_A_SHAPE))
+    given = [f"{name} {getattr(cfg, name)!r}" for name in shaped_by]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
+    epoch, num_epochs = 0, cfg.epochs
+    try:
+        schedule, num_epochs = _create_schedule(cfg, optimizer, steps)
+        for epoch in range(1, num_epochs + 1):
+            set_learning_rate(schedule, epoch, 0.0)
+            set_rate_of_step(schedule, epoch, steps, 0)
+            rate = learning_rate(optimizer)
+            if not 0 <= rate <= _HIGHEST_RATE:
+                raise ValueError(f"it would be {rate:g}")
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(
+            f"sched: {cfg.sched} gives no usable learning rate in epoch {epoch + 1} of {num_epochs} ({error}); change "
+            f"one of {', '.join(given)}"
+        ) from error
+
+
+def _create_schedule(cfg: Config, optimizer: Optimizer, steps: int) -> tuple[Scheduler | None, int]:
     with warnings.catch_warnings():
         # The reduce-on-plateau schedule is a published option; timm keeps it and calls it deprecated.
         warnings.filterwarnings("ignore", message=".*[Pp]lateau.*")

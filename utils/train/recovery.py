@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from utils.config.settings import Config
-from utils.errors import Stopped, UserError
+from utils.errors import NonFiniteError, Stopped, UserError
 from utils.run.console import logger
 from utils.run.distributed import Process
 from utils.train.checkpoint_store import LAST, CheckpointStore
@@ -59,6 +62,7 @@ class Recovery:
     def __init__(self, cfg: Config, process: Process, state: RunState, store: CheckpointStore) -> None:
         self.stop = StopRequest()
         self._cfg, self._process, self._state, self._store = cfg, process, state, store
+        self._progress: dict[str, Any] = {}
         self._mark = (0, 0)  # the last multiple of `recovery_interval`: epoch, number
 
     def resume(self) -> tuple[int, EpochSums | None]:
@@ -76,29 +80,29 @@ class Recovery:
             self._state.restore_weights(path)
             logger.info(f"weights of {path}, without optimizer and epoch")
             return 0, None
-        content = self._state.restore(path, cfg)
-        if path.parent.resolve() == store.folder.resolve():
+        saved = self._state.restore(path, cfg)
+        if os.path.realpath(path.parent) == os.path.realpath(store.folder):
             # In another folder, the history would name files that are not there.
             if cfg.resume != "auto":
-                store.refuse_older(path, content)
-            store.resume(content)
+                store.refuse_older(path, saved)
+            store.resume(saved)
             if self._process.is_main:
-                store.clean_up(path, content)
-        epoch, progress = int(content["epoch"]), content.get("progress")
+                store.finish_saving(path, saved)
+        epoch, progress = saved.epoch, saved.progress
         if progress is None:
             logger.info(f"resumed {path} after epoch {epoch + 1}")
             return epoch + 1, None
-        processes = len(progress["loss_sums"])
+        processes = len(progress.loss_sums)
         if processes != self._process.world_size:
             raise UserError(
                 f"checkpoint {path} was written in the middle of an epoch by {processes} process(es), and "
                 f"{self._process.world_size} would divide the rest of the data differently; resume with {processes}, "
                 f"or from {LAST}"
             )
-        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress['steps']}")
+        logger.info(f"resumed {path} in epoch {epoch + 1} after step {progress.steps}")
         rank = self._process.rank
-        loss_sum, samples = progress["loss_sums"][rank], int(progress["samples"][rank])
-        return epoch, EpochSums(self._process.device, int(progress["steps"]), loss_sum, samples)
+        loss_sum, samples = progress.loss_sums[rank], int(progress.samples[rank])
+        return epoch, EpochSums(self._process.device, progress.steps, loss_sum, samples)
 
     def between_steps(self, epoch: int, sums: EpochSums) -> None:
         """Write a recovery checkpoint if one is due, or if a signal was received.
@@ -131,12 +135,37 @@ class Recovery:
 
     def save(self, epoch: int, sums: EpochSums) -> None:
         """Write the recovery checkpoint of this place in the epoch."""
-        progress = {
+        self.note(sums)
+        self._write(epoch)
+        # A launcher that sees one process end kills the others, also the one that still writes.
+        self._process.wait_for_all()
+
+    def note(self, sums: EpochSums) -> None:
+        """Bring together how far the processes are in the epoch, for the next checkpoint."""
+        self._progress = {
             "steps": sums.steps,
             "loss_sums": self._process.gather(float(sums.loss_sum)),
             "samples": self._process.gather(sums.samples),
         }
+
+    def _write(self, epoch: int) -> None:
         if self._process.is_main:
-            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, progress)
-        # A launcher that sees one process end kills the others, also the one that still writes.
-        self._process.wait_for_all()
+            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, self._progress)
+
+    @contextlib.contextmanager
+    def kept(self, epoch: int) -> Iterator[None]:
+        """Around what follows the last step of an epoch: if it fails, the recovery checkpoint keeps the work.
+
+        The processes may fail apart from each other, so none waits for another one.
+        """
+        try:
+            yield
+        except (Stopped, NonFiniteError):
+            raise
+        except Exception:
+            with contextlib.suppress(Exception):  # the first error is the one to show
+                self._write(epoch)
+                logger.info(
+                    f"the steps of epoch {epoch + 1} are kept: continue with the same command and --resume auto"
+                )
+            raise

@@ -45,12 +45,12 @@ class RunLog:
     def __init__(self, folder: Path, cfg: Config, start_epoch: int, parts: str = "") -> None:
         self.folder = folder
         self._wandb = _start_wandb(cfg, folder) if cfg.log_wandb else None  # first: the package may be missing
-        self._handler = logging.FileHandler(folder / LOG)
+        self._handler = logging.FileHandler(folder / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
         config_text = to_yaml(cfg)
-        (folder / ARGS).write_text(config_text)
-        (folder / PARTS).write_text(f"{parts}\n")
+        (folder / ARGS).write_text(config_text, encoding="utf-8")
+        (folder / PARTS).write_text(f"{parts}\n", encoding="utf-8")
         keep_copies(folder)
         _keep_rows_before(folder / SUMMARY, start_epoch, lambda line: line.split(",")[0])
         _keep_rows_before(folder / SUMMARY_LINES, start_epoch, lambda line: json.loads(line)["epoch"])

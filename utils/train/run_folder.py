@@ -1,19 +1,16 @@
-"""The folder of one run: its name, and a lock against a second run in it."""
+"""The folder of a training run: its name, and whether the run goes on there."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterator
+import os
 from datetime import datetime
 from pathlib import Path
 
 from utils.config.settings import Config
 from utils.errors import UserError
-from utils.run.console import logger
+from utils.run.folder import refuse_inside
 
 DEFAULT_OUTPUT = "output/train"
-LOCK = ".lock"
 
 
 def run_folder(cfg: Config) -> Path:
@@ -34,8 +31,8 @@ def run_folder(cfg: Config) -> Path:
     for key in ("initial_checkpoint", "initial_partial", "resume"):
         path = getattr(cfg, key)
         is_read = path not in ("", "auto") and not resumes_in_place(cfg, folder)
-        if is_read and folder.resolve() in Path(path).resolve().parents:
-            raise UserError(f"{key}: {path} lies in {folder}, where the new run begins; choose another --experiment")
+        if is_read:
+            refuse_inside(folder, key, path)
     return folder
 
 
@@ -43,70 +40,8 @@ def resumes_in_place(cfg: Config, folder: Path) -> bool:
     """Whether the run continues in its folder, instead of starting in an empty one."""
     if cfg.resume == "auto":
         return True
-    return bool(cfg.resume) and not cfg.no_resume_opt and Path(cfg.resume).parent.resolve() == folder.resolve()
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path, keep: bool) -> Iterator[None]:
-    """Make `folder`, and lock it for this run while it is entered.
-
-    If the run fails before it has written a file, the folder is left as it was.
-
-    Args:
-        keep: the run continues with the files there; otherwise the folder of an earlier run is renamed first.
-
-    Raises:
-        UserError: another live run writes to it, or it cannot be written.
-    """
-    aside = None
-    if not keep and _holds_files(folder):
-        with _lock(folder):
-            aside = _free_name(folder)
-            folder.rename(aside)
-        logger.info(f"{folder} holds an earlier run: it is now {aside}")
-    is_new = not folder.exists()
-    with _lock(folder):
-        try:
-            yield
-        finally:
-            if is_new and not _holds_files(folder):
-                with contextlib.suppress(OSError):  # an error here would hide the first one
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
-                    if aside is not None:
-                        aside.rename(folder)
-                        logger.info(f"nothing was written: {aside} is {folder} again")
-
-
-def _holds_files(folder: Path) -> bool:
-    """Whether anything but a lock lies in `folder`."""
-    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-
-
-def _free_name(folder: Path) -> Path:
-    """<name>.1, .2, ...: the first that does not exist."""
-    names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        raise UserError(
-            f"output folder {folder} cannot be written: {error.strerror}; choose another --output"
-        ) from error
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"output folder {folder} is in use by another run; give this one another --experiment"
-            ) from None
-        except (ImportError, OSError) as error:  # Windows has no fcntl
-            logger.warning(f"warning: {folder} cannot be locked ({error}); do not start a second run there")
-        yield
+    return (
+        bool(cfg.resume)
+        and not cfg.no_resume_opt
+        and os.path.realpath(Path(cfg.resume).parent) == os.path.realpath(folder)
+    )

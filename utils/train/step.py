@@ -243,6 +243,7 @@ def make_step(
 
 
 def _without_exchange(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 

@@ -24,6 +24,7 @@ from utils.measure.firing import FiringRecorder, spike_sources
 from utils.run.build import (
     build_model,
     for_evaluation,
+    layout_of,
     parameter_count,
     parts_in_words,
     prepare_for_training,
@@ -33,6 +34,7 @@ from utils.run.build import (
 from utils.run.console import Progress, clock, logger, peak_memory
 from utils.run.distributed import Process, keep_gradient_strides
 from utils.run.evaluation import EvalResult, evaluate
+from utils.run.memory import refuse_what_does_not_fit
 from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
@@ -43,7 +45,7 @@ from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
 from utils.train.run_state import RunState
 from utils.train.step import EpochSums, TrainResult, TrainStep, make_step, train_one_epoch
-from utils.train.teacher import StoredLogits, make_teacher
+from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 
 _SHOWN_SAMPLES = 16
 
@@ -52,6 +54,14 @@ def _compiled(model: nn.Module) -> nn.Module:
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     return compiled
+
+
+def parallel(model: nn.Module, device: torch.device, compiles: bool) -> nn.Module:
+    """`model` for data-parallel training, compiled around the wrapper if asked for: torch.compile then ends its graphs
+    where a bucket of gradients is complete, and their exchange runs beside the rest of the backward pass."""
+    keep_gradient_strides(model)
+    wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return _compiled(wrapped) if compiles else wrapped
 
 
 class Trainer:
@@ -78,10 +88,13 @@ class Trainer:
             )
         set_deterministic(cfg.deterministic)
         seed_step(cfg.seed)  # the same first weights in every process
+        self.need = refuse_what_does_not_fit(cfg, process.device)
         model = build_model(cfg)
         self.cfg = cfg = with_sizes_of(cfg, model)
         precision = Precision(cfg, process.device)
         model, self.frozen = prepare_for_training(cfg, model, process, precision)
+        innermost, self._why_layout = layout_of(cfg, model, process.device)
+        self.cfg = cfg = dataclasses.replace(cfg, channels_last=innermost)
         # Of the images that the loader gives: a teacher may want other statistics.
         self.teacher = make_teacher(cfg, process, precision)
         stored = self.teacher if isinstance(self.teacher, StoredLogits) else None
@@ -112,18 +125,12 @@ class Trainer:
             self.start_epoch, self.sums = cfg.start_epoch, None
             set_learning_rate(schedule, self.start_epoch)
         self.compiled = _compiled(model) if cfg.compile else model
-        self.parallel = self._parallel(self.compiled)
-        self.why_no_graph = why_not(cfg, process.device, process.world_size, model, optimizer)
+        self.parallel = self.compiled if process.world_size == 1 else parallel(model, process.device, cfg.compile)
+        models = [model, *([self.teacher.model] if isinstance(self.teacher, ModelTeacher) else [])]
+        self.why_no_graph = why_not(cfg, process.device, process.world_size, models, optimizer)
         self.log: RunLog | None = None
         self._shown: Tensor | None = None
         self._saves_images = cfg.save_images and process.is_main
-
-    def _parallel(self, model: nn.Module) -> nn.Module:
-        if self.process.world_size == 1:
-            return model
-        keep_gradient_strides(model)
-        ids = [self.process.device.index] if self.process.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
 
     def describe(self) -> None:
         """Log what will run, and how."""
@@ -143,6 +150,9 @@ class Trainer:
         )
         if advice := self.state.precision.advice():
             logger.info(advice)
+        if process.device.type == "cuda":
+            order = "innermost" if cfg.channels_last else "before height and width"
+            logger.info(f"channels_last: channels {order} in memory: {self._why_layout}")
         if cfg.cuda_graph and self.why_no_graph is None:
             logger.info(f"cuda_graph: from step {WARM_UP + 1} of each epoch on, a step is one CUDA graph")
         elif cfg.cuda_graph:
@@ -196,6 +206,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = sums
+        self.recovery.note(sums)
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -237,10 +248,11 @@ class Trainer:
                 self.recovery.save(epoch, self._finished)
                 raise self.recovery.stopped()
 
-        return {
-            name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
-            for name, model in models.items()
-        }
+        with self.recovery.kept(epoch):
+            return {
+                name: evaluate(model, self._eval_batches(), state.precision, process, on_step=on_step)
+                for name, model in models.items()
+            }
 
     def _eval_batches(self) -> Iterator[Batch]:
         """The evaluation batches; a few samples of the first one are kept, and shown in TensorBoard."""
@@ -252,18 +264,19 @@ class Trainer:
             yield x, y
 
     def finish(self, epoch: int, trained: TrainResult, evaluated: dict[str, EvalResult]) -> None:
-        """Log the epoch, write its checkpoint, and set the next learning rate."""
+        """Log the epoch, set the next learning rate, and write the epoch's checkpoint."""
         lr = learning_rate(self.state.optimizer)
         judged = evaluated.get("ema", evaluated["eval"])
         metric = getattr(judged, self.cfg.eval_metric)
-        set_learning_rate(self.state.schedule, epoch + 1, metric)
+        with self.recovery.kept(epoch):
+            if self.log is not None:
+                row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
+                for name, result in evaluated.items():
+                    row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
+                # The row first: a resumed run deletes rows that are later than its checkpoint.
+                self.log.epoch(row, self._extras(trained, judged))
+            set_learning_rate(self.state.schedule, epoch + 1, metric)
         if self.process.is_main:
-            assert self.log is not None
-            row: dict[str, Any] = {"epoch": epoch, "lr": lr, "train_loss": trained.loss}
-            for name, result in evaluated.items():
-                row |= {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}
-            # The row first: a resumed run deletes rows that are later than its checkpoint.
-            self.log.epoch(row, self._extras(trained, judged))
             self.store.save(self.state.snapshot(self.cfg), epoch, metric)
             done = epoch + 1 - self.start_epoch
             left = (time.perf_counter() - self._started) / done * (self.num_epochs - epoch - 1)

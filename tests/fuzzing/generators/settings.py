@@ -59,7 +59,9 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
     what = ("on the command line: " if on_command_line else "in a file: ") + ", ".join(
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
-    return Case(what, functools.partial(train.main, argv), names=tuple(values), valid=valid)
+    # What is said about a file that does not exist names the file.
+    files = [as_word(value) for value in values.values() if isinstance(value, str) and value.strip(" ./")]
+    return Case(what, functools.partial(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
 def _options(setting: Setting, value: Any) -> list[str]:

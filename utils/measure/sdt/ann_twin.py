@@ -5,12 +5,11 @@ Legend: D channels of a token, N tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from utils.measure.energy import COSTS, PJ_PER_MJ, Cost, EnergyReport
+from utils.measure.energy import COSTS, Cost, EnergyReport
 from utils.measure.models.workload import Product
 from utils.measure.sdt.names import QKV, TOKEN_SUM, layer
 from utils.measure.sdt.shape import SdtShape
+from utils.measure.twin import Comparison
 
 # f(Q, K, V), the two matrix products of attention: as table 1 prints it (2 N N D), and as the published totals need
 # it (2 N D D: 41.77 mJ for 8-512).
@@ -55,39 +54,11 @@ def attention_twin_pJ(shape: SdtShape, convention: str = "printed", cost: Cost =
     return cost.mac * (projections + attention_macs(shape, convention))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A spiking network and its twin: everything, and self-attention alone in the mean block, the linear layer after
-    it left out (the paper's table 4). A ratio is None where the spiking network does nothing."""
-
-    convention: str
-    macs: int  # of the twin
-    energy_pJ: float
-    spiking_pJ: float
-    attention_pJ: float
-    spiking_attention_pJ: float
-
-    @property
-    def energy_mJ(self) -> float:
-        return self.energy_pJ / PJ_PER_MJ
-
-    @property
-    def ratio(self) -> float | None:
-        return self.energy_pJ / self.spiking_pJ if self.spiking_pJ else None
-
-    @property
-    def attention_ratio(self) -> float | None:
-        return self.attention_pJ / self.spiking_attention_pJ if self.spiking_attention_pJ else None
-
-    @property
-    def formula(self) -> str:
-        return "2 N² D, as printed" if self.convention == "printed" else "2 N D², as the published totals"
-
-
 def compare(shape: SdtShape, spiking: EnergyReport, convention: str = "printed") -> Comparison:
     """The twin beside one accounting of the spiking network."""
     macs, cost = ann_macs(shape, convention), spiking.cost
     parts = {layer(block, part) for block in range(shape.depths) for part in (*QKV, TOKEN_SUM)}
     attention = sum(row.energy_pJ for row in spiking.rows if row.name in parts) / shape.depths
     twin = attention_twin_pJ(shape, convention, cost)
-    return Comparison(convention, macs, macs * cost.mac, spiking.total_pJ, twin, attention)
+    formula = "2 N² D, as printed" if convention == "printed" else "2 N D², as the published totals"
+    return Comparison(convention, formula, macs, macs * cost.mac, spiking.total_pJ, twin, attention)

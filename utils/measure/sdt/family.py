@@ -9,11 +9,12 @@ from torch import nn
 from utils.errors import listed
 from utils.measure.energy import Cost, EnergyReport
 from utils.measure.models.workload import Product
-from utils.measure.sdt.ann_twin import Comparison, attention_products, compare
+from utils.measure.sdt.ann_twin import attention_products, compare
 from utils.measure.sdt.names import TOKEN_SUM, layer, paper_name, token_sums
 from utils.measure.sdt.paper_energy import PAPER_READING, Rates, paper_energy, rate_names, token_sum_rate
 from utils.measure.sdt.shape import SdtShape
 from utils.measure.synapse_counts import Counts
+from utils.measure.twin import Comparison
 
 
 class SdtFamily:
@@ -23,7 +24,9 @@ class SdtFamily:
     paper_mode = (
         "paper: the conventions of the paper's supplement S1, which charges q, k and v at the rate of their outputs."
     )
+    why_no_paper = ""
     sum_formula = "N D x (rate of Q_S + rate of K_S)"
+    form = ""  # there is one only
     paper_name = staticmethod(paper_name)
 
     def __init__(self, shape: SdtShape, model: nn.Module) -> None:
@@ -66,3 +69,6 @@ class SdtFamily:
     def compare(self, report: EnergyReport, convention: str) -> Comparison:
         """The network as an ANN, beside one accounting of the spiking one."""
         return compare(self.shape, report, convention)
+
+    def notes(self, rates: Rates) -> list[str]:
+        return []

@@ -127,8 +127,6 @@ def paper_energy(
         kind, formula, charged = "AC", macs[name] * sum(rate), "MACs x rate of supplement S1"
         if name == STAGE_LAYERS[0]:
             kind = "MAC"
-        row = EnergyRow(
-            name, kind, formula, formula * cost.of(kind), charged, paper_name(name), formula_operations=formula
-        )
-        rows.append(replace(row, macs_per_step=macs[name], steps=len(rate), rate=rate))
+        row = EnergyRow(name, kind, formula, formula * cost.of(kind), charged, paper_name=paper_name(name))
+        rows.append(replace(row, formula_operations=formula, macs_per_step=macs[name], steps=len(rate), rate=rate))
     return EnergyReport("paper", reading.cells()[0], cost, len(rates[STAGE_TENSORS[0]]), rows)

@@ -6,15 +6,19 @@ The format is part of report.json's: `model` (sizes), `tensors` (name and rate p
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from utils.errors import UserError
 from utils.measure.energy import Cost, EnergyReport
-from utils.measure.sdt.ann_twin import Comparison, compare
+from utils.measure.sdt.ann_twin import compare
 from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, check_rates, paper_energy
 from utils.measure.sdt.shape import SdtShape
+from utils.measure.twin import Comparison
+from utils.schema import Finite, Record, Text, read_json, shown
 
 
 @dataclass(frozen=True)
@@ -29,36 +33,39 @@ class RatesFile:
     published: dict[str, float] = field(default_factory=dict)
 
 
+class _Tensor(Record):
+    name: Text
+    rate: list[Finite]
+
+
+class _Content(Record):
+    model: dict[str, Any]
+    tensors: list[_Tensor]
+    title: Text | None = None
+    source: Text | None = None
+    published: dict[str, Annotated[Finite, Field(gt=0)]] | None = None
+
+
 def read_rates(path: str) -> RatesFile:
     """Read and check a file of rates.
 
     Raises:
         UserError: it is missing, no JSON, or sizes or rates are missing or impossible.
     """
-    place = f"from_rates: {path}"
+    place, remedy = f"from_rates: {path}", "docs/energy.md shows such a file"
     try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror}); give a JSON file of rates") from error
-    except ValueError as error:
-        raise UserError(f"{place}: no JSON ({error})") from error
-    if not isinstance(content, dict) or not {"model", "tensors"} <= content.keys():
-        raise UserError(f"{place}: needs 'model' (sizes) and 'tensors' (name and rate per step); see docs/energy.md")
-    if not isinstance(content["model"], dict) or not isinstance(content["tensors"], list):
-        raise UserError(f"{place}: 'model' must be an object and 'tensors' a list; see docs/energy.md")
-    shape = SdtShape.read(content["model"], place)
+        content = read_json(_Content, Path(path), place, remedy)
+    except FileNotFoundError as error:
+        raise UserError(f"{place}: no such file; give a JSON file of rates") from error
+    shape = SdtShape.read(content.model, place)
     rates: dict[str, list[float]] = {}
-    for entry in content["tensors"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or "rate" not in entry:
-            raise UserError(f"{place}: each entry of 'tensors' needs 'name' and 'rate', found {str(entry)[:60]}")
-        if not isinstance(entry["rate"], list):
-            raise UserError(f"{place}: rate of {entry['name']} must be a list with one value per time step")
-        rates[entry["name"]] = entry["rate"]
+    for number, tensor in enumerate(content.tensors):
+        if tensor.name in rates:
+            raise UserError(f"{place}: tensors.{number} is a second {shown(tensor.name)}; give each tensor once")
+        rates[tensor.name] = tensor.rate
     T = check_rates(shape, rates, place)
-    published = content.get("published") or {}
-    if not isinstance(published, dict) or not all(isinstance(v, (int, float)) and v > 0 for v in published.values()):
-        raise UserError(f"{place}: 'published' must hold numbers above 0, as spiking_mJ: 4.5; found {published!r}")
-    return RatesFile(content.get("title") or Path(path).stem, content.get("source") or path, shape, rates, T, published)
+    title, source = content.title or Path(path).stem, content.source or path
+    return RatesFile(title, source, shape, rates, T, content.published or {})
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,32 @@ Sizes of published models can be counted without building them. Legend: D embed_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.types import Strict
 
 from utils.errors import UserError
 from utils.measure.sdt.names import ENTERED_BY, HEAD_LAYER, POSITION_LAYER, QKV, STAGE_LAYERS, layer
+from utils.schema import Finite, checked, shown
+
+_Pixels = Annotated[int, Strict(), Field(ge=1, le=10_000)]
 
 
 @dataclass(frozen=True)
 class SdtShape:
     """The sizes that decide how many operations a Spike-driven Transformer needs. Defaults: 8-512 at 224 x 224."""
 
-    embed_dims: int = 512
-    depths: int = 8
-    mlp_ratio: float = 4
-    height: int = 224
-    width: int = 224
-    in_channels: int = 3
-    num_classes: int = 1000
-    pooling_stat: str = "1111"
+    embed_dims: Annotated[int, Strict(), Field(ge=8, le=65536)] = 512
+    depths: Annotated[int, Strict(), Field(ge=1, le=1000)] = 8
+    mlp_ratio: Annotated[Finite, Field(gt=0, le=64)] = 4
+    height: _Pixels = 224
+    width: _Pixels = 224
+    in_channels: Annotated[int, Strict(), Field(ge=1, le=1024)] = 3
+    num_classes: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 1000
+    pooling_stat: Annotated[str, Strict(), Field(pattern="^[01]{4}$")] = "1111"
 
     @staticmethod
     def of(model: Any, height: int, width: int) -> SdtShape | None:
@@ -42,18 +47,12 @@ class SdtShape:
         """From the `model` part of a file of rates.
 
         Raises:
-            UserError: a size is unknown or no positive number.
+            UserError: a size is unknown, or outside of what a model can have.
         """
-        known = {f.name for f in fields(SdtShape)}
-        for name, value in mapping.items():
-            if name not in known:
-                raise UserError(f"{place}: model size {name!r} is unknown; valid: {', '.join(sorted(known))}")
-            if name == "pooling_stat":
-                if not isinstance(value, str) or not re.fullmatch("[01]{4}", value):
-                    raise UserError(f"{place}: pooling_stat {value!r} must be four characters 0 or 1, in quotes")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or value <= -(name == "num_classes"):
-                raise UserError(f"{place}: model size {name} is {value!r}; give a positive number")
-        return SdtShape(**mapping)
+        known = [f.name for f in fields(SdtShape)]
+        if unknown := [name for name in mapping if name not in known]:
+            raise UserError(f"{place}: model size {shown(unknown[0])} is unknown; valid: {', '.join(sorted(known))}")
+        return checked(SdtShape, dict(mapping), f"{place}: model", "give the sizes of a model")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
