@@ -81,9 +81,13 @@ def script(main: Callable[[list[str]], int], argv: list[str]) -> None:
     run_script(main)
 
 
-def train(argv: list[str]) -> None:
+def train(argv: list[str], *, curves: bool = False) -> None:
+    """Without drawing the curves at the end, which takes as long as a small run."""
     import train as entry
+    from utils.train import trainer
 
+    if not curves:
+        trainer.draw_curves = lambda folder: folder / "curves.png"
     script(entry.main, argv)
 
 

@@ -300,18 +300,17 @@ def test_a_resumed_run_goes_on_with_history_and_best(tmp_path):
 def test_at_each_moment_a_checkpoint_of_the_present_epoch_can_be_read(tmp_path, monkeypatch):
     """Of an epoch that ends, the recovery checkpoint goes only after `last` holds the whole epoch."""
     store = saved(tmp_path, [1.0])
-    store.save_recovery({"state_dict": {}}, 1, {"steps": 3})
+    recovery = store.save_recovery({"state_dict": {}}, 1, {"steps": 3})
     seen = []
 
     def watched(path, state):
-        seen.append((path.name, store.newest().name))
         write_checkpoint(path, state)
+        seen.append((path.name, recovery.exists()))
 
     monkeypatch.setattr(checkpoint_store, "write_checkpoint", watched)
     store.save({"state_dict": {}}, 1, 2.0)
-    assert seen == [(LAST, "recovery.pth.tar")]
-    assert store.newest().name == LAST
-    assert "recovery.pth.tar" not in files(tmp_path)
+    assert seen == [(LAST, True)]
+    assert not recovery.exists()
 
 
 def test_without_hard_links_copies_are_written(tmp_path, monkeypatch):

@@ -252,7 +252,7 @@ def test_a_bad_value_names_the_valid_ones(values, expected):
 
 def test_round_trip(tmp_path):
     values = {"lr": 1e-6, "mean": [0.1, 0.2, 0.3], "pooling_stat": "0011", "apex_amp": True, "lr_noise": [1]}
-    cfg = config_from(values | {"experiment": '1e5 "quoted" null é', "output": "no", "drop": 0.1})
+    cfg = config_from(values | {"experiment": '1e5 "quoted" null é', "output": "no", "data_dir": "1e5", "drop": 0.1})
     path = tmp_path / "args.yaml"
     path.write_text(to_yaml(cfg), encoding="utf-8")
     again = load_yaml(path)

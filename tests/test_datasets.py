@@ -256,6 +256,8 @@ def test_settings_come_from_the_config_before_the_facts() -> None:
     assert settings.input_size == settings.eval_size == (1, 16, 32)
     assert (settings.mean, settings.std) == ((0.5,), (0.25,))
     assert (settings.crop_pct, settings.interpolation) == (0.5, "box")
+    for_all = resolve_data(config_from({"dataset": "torch/cifar10", "num_classes": 10, "mean": [0.4], "std": [0.2]}))
+    assert (for_all.mean, for_all.std) == ((0.4,) * 3, (0.2,) * 3)
 
 
 def test_large_valid_resizes_to_320_and_crops_288(image_folder: Path) -> None:

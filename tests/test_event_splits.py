@@ -16,7 +16,7 @@ def tree(per_class: int) -> dict[str, list[str]]:
     return {name: sorted(f"{name}_{i}.npz" for i in range(per_class)) for name in CLASSES}
 
 
-@pytest.mark.parametrize("per_class", [10, 13, 30, 110])
+@pytest.mark.parametrize("per_class", [10, 13, 16, 30, 110])
 def test_first90_is_spikingjellys_split(per_class) -> None:
     samples = tree(per_class)
     split = split_by_name(samples, CLASSES, "first90")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import processes
-from tiny import TINY_RUN
+from tiny import FEW_DIGITS, TINY_RUN
 
 from module.neuron import SPIKE_MODES
 
 CONFIG = f"{TINY_RUN}epochs: 1\ncooldown_epochs: 0\nopt: adamw\nlr: 5.0e-3\nhflip: 0.0\nworkers: 0\ndevice: cpu\n"
+CONFIG += f"train_split_path: {FEW_DIGITS}\n"
 
 
 def train_and_measure(modes: list[str]) -> int:

@@ -61,11 +61,11 @@ def test_onnx_gives_them_too_with_standard_operators_and_any_batch(tmp_path, cap
 
 
 def test_event_frames_and_logits_of_each_step_are_exported(tmp_path):
-    net = lively(tiny(in_channels=2, TET=True, T=3, dvs_mode=True)).eval()
-    frames = torch.rand(2, 3, 2, 16, 16) * 4
+    net = lively(tiny(in_channels=2, TET=True, T=2, dvs_mode=True)).eval()
+    frames = torch.rand(2, 2, 2, 16, 16) * 4
     cfg = config_from(SETTINGS)
     FORMATS["pt2"].write(Source(net, frames, cfg, resolve_data(cfg), None), tmp_path / "net.pt2")
-    more = torch.rand(5, 3, 2, 16, 16) * 4  # another batch size than that of the trace
+    more = torch.rand(5, 2, 2, 16, 16) * 4  # another batch size than that of the trace
     found = FORMATS["pt2"].load(tmp_path / "net.pt2", net)(more)
     assert torch.equal(found, Logits(net)(more))
     assert found.shape == (5, 5)
@@ -84,15 +84,15 @@ def test_the_files_say_what_their_input_is(tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path, capsys, monkeypatch):
-    load = export_formats.TorchExport.load
+    load = export_formats.Safetensors.load
 
     def wrong(self, path, model):
         right = load(self, path, model)
         return lambda x: right(x).flip(1)
 
-    monkeypatch.setattr(export_formats.TorchExport, "load", wrong)
+    monkeypatch.setattr(export_formats.Safetensors, "load", wrong)
     path = save(tmp_path)
-    assert command.main([str(path), "--to", "pt2", "--into", str(tmp_path), "--samples", "10"]) == 1
+    assert command.main([str(path), "--to", "safetensors", "--into", str(tmp_path), "--samples", "10"]) == 1
     said = capsys.readouterr().out
     assert "in 0 of these samples a potential lay within rounding" in said
     assert "do not use these files" in said

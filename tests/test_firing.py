@@ -179,6 +179,7 @@ def test_csv_has_one_line_per_tensor_and_step_with_full_precision(tmp_path):
     assert [(line["tensor"], line["time_step"]) for line in lines] == [
         (r.name, str(t)) for r in ROWS for t in (1, 2, 3)
     ]
+    assert [float(line["rate"]) for line in lines] == [0.1, 0.2, 0.3, 0.0, 1.0, 0.25]
     assert lines[1] == {
         "tensor": "MS_SPS_lif",
         "paper_name": "SPS Conv1",

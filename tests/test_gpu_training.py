@@ -20,7 +20,7 @@ from benchmarks.fake_cuda import _walk_backward, accelerated, without_random_num
 from module.neuron import make_neuron
 from utils.config.parse import config_from
 from utils.data import loaders
-from utils.data.mixing import build_mixup
+from utils.data.mixing import EventMix, build_mixup
 from utils.run.distributed import keep_gradient_strides, patient_group
 from utils.run.precision import Precision
 from utils.train.losses import make_train_loss
@@ -159,3 +159,11 @@ def test_no_step_waits_for_the_device(settings, monkeypatch):
             with _Waits():
                 step.run(x, y, i, 1)
     assert step._waiting is not None
+
+
+def test_mixing_events_does_not_wait_for_the_device():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        frames, labels = torch.empty(2, 4, 2, 8, 8, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+        with _Waits():
+            mixed, _ = EventMix(0.5, 5, 0.1)(frames, labels)
+    assert mixed.is_cuda

@@ -41,7 +41,7 @@ UTILS = (
     "report",
 )
 APART = {"train", "report"}
-COMMANDS = {"doctor", "export", "prepare"}  # `python -m utils.NAME`: may import what a script may
+COMMANDS = {"doctor", "export", "predict", "prepare"}  # `python -m utils.NAME`: may import what a script may
 # The one file that attaches faster ways to a model, and the one file of utils that calls it.
 ACCELERATE, BUILD = "module/accelerate.py", "utils/run/build.py"
 FAMILY = "utils/measure/family.py"

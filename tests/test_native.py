@@ -161,6 +161,14 @@ def test_a_failure_is_one_line_kept_for_the_process_and_not_on_disk(library, cac
     assert native.load(library).answer() == 42
 
 
+@pytest.mark.parametrize(("suffix", "variable"), [("c", "CC"), ("cpp", "CXX")])
+def test_a_compiler_that_is_no_command_is_named_with_its_variable(library, cache, monkeypatch, suffix, variable):
+    monkeypatch.setenv(variable, "'")
+    other = dataclasses.replace(library, sources=(library.sources[0].replace("answer.c", f"answer.{suffix}"),))
+    with pytest.raises(NativeError, match=rf"""^{variable} is "'", which is no command \(No closing quotation\)"""):
+        native.load(other)
+
+
 @pytest.mark.parametrize(("suffix", "name", "variable"), [("c", "C", "CC"), ("cpp", r"C\+\+", "CXX")])
 def test_no_compiler(library, cache, monkeypatch, suffix, name, variable):
     monkeypatch.setenv(variable, "no-such-compiler")

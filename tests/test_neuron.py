@@ -86,6 +86,22 @@ def test_surrogate_gradient_is_that_of_the_formula(mode):
     torch.testing.assert_close(x.grad, 4.0 * s * (1 - s) / 2, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("alpha", [1.5, 8.0])
+def test_surrogate_alpha_is_its_steepness(alpha):
+    x = torch.linspace(-1.0, 4.0, 11, dtype=torch.float64).reshape(1, 1, -1).requires_grad_()
+    make_neuron("lif", surrogate_alpha=alpha)(x).sum().backward()
+    s = torch.sigmoid(alpha * (x.detach() / 2 - 1.0))
+    torch.testing.assert_close(x.grad, alpha * s * (1 - s) / 2, rtol=1e-12, atol=0)
+
+
+def test_arguments_of_the_neuron_win_over_the_published_settings():
+    neuron = make_neuron("lif", neuron_args={"tau": 3.0, "v_threshold": 0.3, "v_reset": -0.2, "detach_reset": False})
+    assert (neuron.tau, neuron.v_threshold, neuron.v_reset, neuron.detach_reset) == (3.0, 0.3, -0.2, False)
+    published = make_neuron("lif", v_threshold=0.8)
+    found = (published.tau, published.v_threshold, published.v_reset, published.detach_reset)
+    assert found == (2.0, 0.8, 0.0, True)
+
+
 def test_surrogate_gradient_through_time_treats_the_reset_as_constant():
     # Two steps: H1 = X1/2, V1 = H1 (1 - S1) with S1 constant, H2 = V1/2 + X2/2.
     x = over_time(1.5, 1.2).requires_grad_()  # H1 = 0.75, silent; H2 = 0.975

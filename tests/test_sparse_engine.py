@@ -221,6 +221,14 @@ def test_gradients_of_spikes_are_bfloat16_where_that_is_asked_for(bf16):
     assert 2**-12 < difference < 2**-6 if bf16 else difference < TOLERANCE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_gives_the_dtype_of_autocast_whatever_its_spikes_are_stored_as(dtype):
+    layer = accelerate(torch.nn.Conv2d(8, 4, 1), engine="sparse", amp_dtype=torch.bfloat16)
+    assert isinstance(layer, SparseConv2d)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer((torch.rand(2, 8, 3, 3) < 0.5).to(dtype)).dtype == torch.bfloat16
+
+
 def test_training_under_autocast_computes_in_bfloat16():
     model = small_model(engine="sparse").train()
     dtypes = set()

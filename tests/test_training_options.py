@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import sys
@@ -17,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_recovery import TINY
 from tiny import quick
 
+from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
+from utils.train import trainer
 
 # What is tested here does not depend on how the parts of the model are computed, nor on the number of samples.
 CONFIG = quick(TINY)
@@ -121,10 +124,10 @@ def test_accumulated_batches_train_like_one_large_batch():
     from utils.train.step import TrainStep, train_one_epoch
 
     torch.manual_seed(0)
-    x, y = torch.randn(28, 5, 1, 1, dtype=torch.float64), torch.arange(28) % 3
+    x, y = torch.randn(32, 5, 1, 1, dtype=torch.float64), torch.arange(32) % 3
     weights = []
     for size, accumulate in ((12, 1), (4, 3), (4, 1)):
-        # 28 samples: the last group is smaller, as at the end of an epoch.
+        # 32 samples: the last group has two batches of four, as at the end of an epoch.
         batches = list(zip(x.split(size), y.split(size), strict=True))
         model = Linear()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -160,7 +163,7 @@ def finished(tmp_path_factory):
     """The folder of a run of two epochs that saved its images."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yml").write_text(CONFIG)
-    run(folder, "--epochs", "2", "--save-images")
+    run(folder, "--epochs", "2", "--save-images", target=functools.partial(processes.train, curves=True))
     return folder
 
 
@@ -257,3 +260,19 @@ def test_weights_and_biases_missing_is_one_line(folder):
     assert "error: log_wandb: the package wandb cannot be imported" in text
     assert not list(folder.glob("output/train/*"))  # a run that never began leaves no folder
     assert "Traceback" not in text
+
+
+def test_compile_without_a_compiler_is_one_line_before_the_first_step(monkeypatch):
+    seen = []
+
+    def refuses(function):
+        seen.append(function(torch.ones(1)).item())
+        raise RuntimeError("InvalidCxxCompiler: no working compiler\n\nSet TORCHDYNAMO_VERBOSE=1 ...")
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    for _ in range(2):
+        trainer._try_compiler.cache_clear()
+        with pytest.raises(UserError, match=r"compile: .*InvalidCxxCompiler: no working compiler\); .*CXX") as caught:
+            trainer._compiled(torch.nn.Linear(1, 1))
+        assert "\n" not in str(caught.value)
+    assert seen[0] != seen[1]  # else a stored result could hide what is missing

@@ -7,6 +7,7 @@ neurons; then the parts of a model, by the proof of `accelerate`.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,18 +55,23 @@ def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype).requires_grad_()
 
 
-# A decay of 1/4, which has no rounding: with that of tau = 2 it could be taken for 1 - decay.
-TAU = {"lif": {"tau": 4.0}, "plif": {"init_tau": 4.0}}
+# Not tau = 2, with which the decay could be taken for 1 - decay. A learned decay is rounded: no potential may meet the
+# threshold then.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lif": dict(neuron_args={"tau": 4.0}),
+    "plif": dict(v_threshold=0.7, neuron_args={"init_tau": 4.0}),
+}
 
 
 def neurons(dtype: torch.dtype, shape: tuple[int, ...], mode: str) -> None:
     x, steps = draw(*shape), steps_of(shape)
+    x[0, 0, 0, 0, 0] = 4.0  # charges a LIF neuron to its threshold and not beyond
     g = draw(steps, *shape[1:], seed=5)
-    plain = make_neuron(mode, neuron_args=TAU[mode]).double()
+    plain = make_neuron(mode, **SETTINGS[mode]).double()
     reference = leaf(x, torch.float64)
     spikes = plain(reference.expand(steps, *shape[1:]))
     expected = {"spikes": spikes.detach()} | gradients(spikes, g, x=reference, **dict(plain.named_parameters()))
-    neuron = neuron_on("triton", mode, neuron_args=TAU[mode])
+    neuron = neuron_on("triton", mode, **SETTINGS[mode])
     neuron = neuron.double() if dtype == torch.float64 else neuron
     own = leaf(x, dtype)
     fired = lif(own, neuron.decay(own), steps, *neuron.constants(), "triton")

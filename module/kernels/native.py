@@ -226,7 +226,10 @@ def _compiler(language: _Language) -> tuple[str, ...]:
     """The compiler's path, and arguments that its environment variable may hold."""
     wanted = [named] if (named := os.environ.get(language.variable, "").strip()) else list(language.compilers)
     for name in wanted:
-        program, *arguments = shlex.split(name)
+        try:
+            program, *arguments = shlex.split(name)
+        except ValueError as error:
+            raise NativeError(f"{language.variable} is {name!r}, which is no command ({error}); unset it") from error
         if found := shutil.which(program):
             return (found, *arguments)
     raise NativeError(

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +34,7 @@ class Worker:
     def _start(self) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-        self._process = _context.Process(target=_serve, args=(theirs, self._folder), daemon=True)
+        self._process = _context.Process(target=_serve, args=(theirs, self._folder))
         self._process.start()
         theirs.close()
         self._connection.recv()  # it has imported everything: that is no part of a case
@@ -57,6 +58,8 @@ class Worker:
         return result
 
     def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # with the loader processes that a hanging case has
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         self._connection.close()
@@ -70,6 +73,7 @@ class Worker:
 
 
 def _serve(connection: Connection, folder: Path) -> None:
+    os.setsid()
     load_generators()
     import torch
 

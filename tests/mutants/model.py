@@ -22,8 +22,8 @@ MUTANTS = faults(
     ),
     (
         _FOLDING,
-        "                setattr(part, name, nn.Identity())",
-        "                pass",
+        "setattr(part, name, nn.Identity())",
+        "pass",
         "a folded BatchNorm acts twice",
         "test_fusion.py::test_evaluation_folded_or_not_equals_the_plain_baseline",
     ),
@@ -80,8 +80,8 @@ MUTANTS = faults(
     ),
     (
         _MLP,
-        "            x = a = a + x",
-        "            a = a + x",
+        "x = a = a + x",
+        "a = a + x",
         "the second shortcut of an MLP of equal widths starts at its input",
         "test_model.py::test_mlp_follows_the_formula_with_a_shortcut_of_its_own_at_equal_widths",
     ),
@@ -143,8 +143,8 @@ MUTANTS = faults(
     ),
     (
         "module/grad_checkpointing.py",
-        "        norm.momentum = 0.0",
-        "        pass",
+        "norm.momentum = 0.0",
+        "pass",
         "running statistics see each batch twice with checkpointing",
         "test_fusion.py::test_checkpointing_changes_no_number_and_keeps_less",
     ),

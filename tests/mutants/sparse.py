@@ -33,8 +33,8 @@ MUTANTS = faults(
     ),
     (
         _OPS,
-        "    if count > limit * x.numel():",
-        "    if count < limit * x.numel():",
+        "if count > limit * x.numel():",
+        "if count < limit * x.numel():",
         "layers are dense below the crossover and sparse above it",
         "test_sparse_ops.py::test_auto_is_dense_above_the_crossover_and_event_driven_below",
     ),
@@ -64,7 +64,7 @@ MUTANTS = faults(
         'out_dtype = autocast_dtype("cpu") or (',
         "out_dtype = (",
         "a layer is float32 under autocast",
-        "test_sparse_engine.py::test_training_under_autocast_computes_in_bfloat16",
+        "test_sparse_engine.py::test_a_layer_gives_the_dtype_of_autocast_whatever_its_spikes_are_stored_as",
     ),
     (
         _CONV,

@@ -48,8 +48,8 @@ MUTANTS = faults(
     ),
     (
         _BUILD,
-        "    if cfg.sync_bn and process.world_size > 1:",
-        "    if cfg.split_bn and process.world_size > 1:",
+        "if cfg.sync_bn and process.world_size > 1:",
+        "if cfg.split_bn and process.world_size > 1:",
         "sync_bn does nothing",
         "test_distributed.py::test_running_statistics_of_all_processes",
     ),
@@ -62,15 +62,15 @@ MUTANTS = faults(
     ),
     (
         _STATE,
-        'self.precision.load_state_dict(content.get("amp_scaler", {}))',
+        'self.precision.load_state_dict(content.get("amp_scaler") or {})',
         "pass",
         "the loss scale is not restored",
         "test_trainer.py::test_a_resumed_run_goes_on_with_schedule_scaler_and_history",
     ),
     (
         _OPTIM,
-        " * cfg.grad_accum_steps / cfg.lr_base_size",
-        " / cfg.lr_base_size",
+        "* cfg.grad_accum_steps / cfg.lr_base_size",
+        "/ cfg.lr_base_size",
         "accumulation is ignored in the scaled learning rate",
         "test_optim.py::test_the_learning_rate_scales_with_the_samples_of_an_update",
     ),
@@ -154,7 +154,7 @@ MUTANTS = faults(
     ),
     (
         _STATE,
-        'self.schedule.restore_lr = content["plateau"]["restore_lr"]',
+        "self.schedule.restore_lr = saved.plateau.restore_lr",
         "pass",
         "the learning rate below the noise of the plateau schedule is not restored",
         "test_trainer.py::test_a_resumed_run_goes_on_with_schedule_scaler_and_history",
@@ -238,10 +238,10 @@ MUTANTS = faults(
     ),
     (
         _LOSSES,
-        "        smoothing = 0.0 if mixup_active else cfg.smoothing\n",
-        "        smoothing = cfg.smoothing\n",
-        "binary cross entropy smooths targets that mixup smoothed",
-        "test_losses.py::test_bce_smooths_labels_without_mixup_and_not_soft_targets",
+        "target_threshold=cfg.bce_target_thresh",
+        "target_threshold=None",
+        "bce_target_thresh is ignored",
+        "test_losses.py::test_bce_threshold_makes_hard_targets",
     ),
     (
         _BUILD,

@@ -73,6 +73,24 @@ def _class_names(dataset: Any) -> set[str]:
     return set(getattr(source, "class_to_idx", ()))
 
 
+def names_of_classes(cfg: Config) -> list[str] | None:
+    """The name of each class, in the order of the labels; None where the data set is not at hand or does not know."""
+    if cfg.dataset in SOURCES:
+        return SOURCES[cfg.dataset].classes
+    if cfg.dataset == "digits":
+        return [str(digit) for digit in range(10)]
+    try:
+        source: Any = build_dataset(cfg, training=False)
+    except UserError:
+        return None
+    while hasattr(source, "dataset"):
+        source = source.dataset
+    if hasattr(source, "classes"):  # torchvision's
+        return [str(name) for name in source.classes]
+    labels: dict[str, int] = getattr(getattr(source, "reader", source), "class_to_idx", {})
+    return sorted(labels, key=labels.__getitem__) or None
+
+
 def _fixed_split(cfg: Config, training: bool) -> bool:
     """Whether the asked split of a set with two fixed splits is its training split."""
     key, (name, *_) = split_names(cfg, training)

@@ -70,9 +70,9 @@ class EventMix:
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [T, H, W, 3]
         density = torch.zeros(shape, device=device)
         for _ in range(_COMPONENTS):
-            mean = torch.from_numpy(np.random.uniform(size=3)).to(places)
+            mean = torch.from_numpy(np.random.uniform(size=3)).to(places, non_blocking=True)
             # A random precision matrix: the component has any direction, and extends over about a quarter of each axis.
-            factor = torch.from_numpy(np.random.normal(scale=4.0, size=(3, 3))).to(places)
+            factor = torch.from_numpy(np.random.normal(scale=4.0, size=(3, 3))).to(places, non_blocking=True)
             density += np.random.uniform(0.5, 1.0) * torch.exp(-0.5 * ((places - mean) @ factor).square().sum(-1))
         count = round(float(np.random.beta(self.alpha, self.alpha)) * density.numel())
         mask = torch.zeros(density.numel(), dtype=torch.bool, device=device)

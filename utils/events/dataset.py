@@ -163,6 +163,22 @@ def build_events(cfg: Config, size: tuple[int, int, int], *, training: bool) -> 
     return dataset
 
 
+def read_sample_file(cfg: Config, path: Path, size: tuple[int, int, int]) -> Tensor:
+    """An event file (`.npz` with t, x, y, p) of the sensor of `cfg.dataset` as one sample `[1, T, 2, H, W]`, float32.
+
+    Args:
+        size: C, H, W that the model takes.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind, or has fewer events than time steps.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give an .npz file with the arrays t, x, y, p")
+    side = SOURCES[cfg.dataset].side
+    frames = integrate(read_events(path, side), cfg.time_steps, side, path)
+    return FrameTransform(size[1], size[2], [], "float32")(torch.from_numpy(frames.astype("float32"))).unsqueeze(0)
+
+
 def events_root(cfg: Config) -> Path:
     """Where the files of `cfg.dataset` are."""
     return Path(cfg.data_dir or SOURCES[cfg.dataset].root)

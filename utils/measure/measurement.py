@@ -177,6 +177,10 @@ class Measurement:
         with Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress:
             return self._account(*self._count(loader, process, progress.step, self._membrane_updates()))
 
+    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Measured:
+        """Measure these samples and labels, on the device, in this process alone."""
+        return self._account(*self._count(batches, Process(0, 1, self.process.device)))
+
     def _count(
         self,
         loader: Iterable[tuple[Tensor, Tensor]],
@@ -314,8 +318,9 @@ def chosen_hardware(cfg: Config) -> Hardware:
 
 
 def checkpoint_facts(path: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Which file was measured."""
-    with Path(path).open("rb") as file:
+    """Which file was measured; of a model folder, its weights."""
+    weights = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     epoch = content.get("epoch")
     return {"path": path, "sha256": digest, "epoch": epoch if isinstance(epoch, int) else None}

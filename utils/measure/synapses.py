@@ -112,7 +112,7 @@ class SynapseRecorder(Recorder):
             hooked(self._sums, self._sum_hook),
             hooked(self._neurons | self._timed, self._time_hook),
             hooked(self._neurons | self._norms, self._size_hook),
-            _in_single_operators(),
+            in_single_operators(),
             self._ledger,
         ):
             around.callback(self._start)
@@ -298,7 +298,7 @@ def _by_sample(rows: list[LayerCount], totals: list[Total], samples: int) -> Ten
 
 
 @contextlib.contextmanager
-def _in_single_operators() -> Iterator[None]:
+def in_single_operators() -> Iterator[None]:
     """Let `nn.MultiheadAttention` and the layers around it run operator by operator, not as one that hides them all."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

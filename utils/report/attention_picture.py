@@ -47,6 +47,14 @@ def attention_picture(measurement: Measurement, asked: list[str]) -> list[Pictur
     return [draw_attention_maps(to_pictures(x, measurement.data), maps, labels)]
 
 
+def picture_of_samples(measurement: Measurement, x: Tensor, titles: list[str]) -> Picture | None:
+    """The maps of these samples; None where the model does not compute the tensors that maps need."""
+    if len(x) > _MOST_SAMPLES:
+        raise UserError(f"attention maps of {len(x)} samples would be unreadable; give {_MOST_SAMPLES} at most")
+    maps = attention_maps(measurement.model, x)
+    return None if maps is None else draw_attention_maps(to_pictures(x, measurement.data), maps, titles)
+
+
 def _samples(measurement: Measurement, asked: list[str]) -> tuple[Tensor, list[str]]:
     """The first samples of the evaluation, or image files; and what is written beside them."""
     if len(asked) == 1 and asked[0].lstrip("+-").isdigit():
@@ -72,7 +80,7 @@ def read_images(paths: Sequence[str], data: DataSettings, device: torch.device) 
                 images.append(torch.as_tensor(transform(file)))
         except OSError as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else "no image that can be read"
-            raise UserError(f"attention_map: {path}: {reason}; give a number of samples or image files") from error
+            raise UserError(f"{path}: {reason}; give image files") from error
     x = torch.stack(images).to(device)
     if data.normalise_on_device:
         mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))

@@ -29,7 +29,10 @@ def one_value(rng: random.Random, folder: Path) -> Case:
         name = rng.choice(list(content["model"]))
         value = rng.choice((*HUGE, *NOT_FINITE, *NO_NUMBER, 0.5, 1.5, -1))
         content["model"][name] = value
-        what, valid = f"model/{name}: {shortened(value)}", False
+        what, valid = (
+            f"model/{name}: {shortened(value)}",
+            None if name == "mlp_ratio" and value in (0.5, 1.5) else False,
+        )
     elif not path or kind == "value":
         value = anything(rng)
         what = f"{where}: {shortened(value)}"
