@@ -181,6 +181,9 @@ def test_moving_average_weights_on_request(measured, full):
     _, averaged = run(measured, "ema", "--use-ema")
     _, alone = run(measured, "average", "--resume", str(measured / "average.pth.tar"))
     assert averaged["tensors"] == alone["tensors"]
+    for name, weights in (("ema", "moving average"), ("average", "as trained")):
+        page = (measured / "out" / name / "report.html").read_text()
+        assert re.search(rf"weights</t.>\s*<td[^>]*>{weights}</td>", page), name
     assert averaged["tensors"] != report["tensors"]
 
 
