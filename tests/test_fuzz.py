@@ -64,7 +64,7 @@ def test_a_short_fuzz_finds_no_fault():
     with Worker(limit=120.0) as worker:
         results = [
             worker.run(name, 11, number)
-            for name, count in shared_out(60, sorted(GENERATORS)).items()
+            for name, count in shared_out(40, sorted(GENERATORS)).items()
             for number in range(count)
         ]
     assert not [str(result) for result in results if result.outcome.is_fault]
