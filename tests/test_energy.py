@@ -1,4 +1,4 @@
-"""Energy: arithmetic, published figures, modes; and the proof that a network is spike-driven."""
+"""Energy: arithmetic, published figures, modes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import FORWARD_FILES, load_json, load_tensors, model_arguments, under
+from golden import load_json
 from test_synapses import Multi, tiny_sdt
-from torch import nn
 
-from model import sdt
 from utils.measure.energy import COSTS, Cost, EnergyReport, EnergyRow, account, measure_energy
 from utils.measure.energy_extras import extra_rows, memory_bytes
 from utils.measure.firing import FiringRecorder
@@ -22,7 +20,6 @@ from utils.measure.sdt.shape import SdtShape
 from utils.measure.spike_values import Values
 from utils.measure.synapse_counts import Counts, LayerCount
 from utils.measure.synapses import SynapseRecorder
-from utils.measure.verify import Verification, verify_spike_driven
 from utils.run.distributed import Process
 
 MACS = load_json("macs")
@@ -256,103 +253,9 @@ def test_a_silent_network_has_no_ratio():
     assert compare(shape, silent).attention_ratio is None
 
 
-@pytest.mark.parametrize("name", FORWARD_FILES)
-def test_published_models_are_spike_driven(name):
-    meta, tensors = load_tensors(name)
-    model = sdt(**model_arguments(meta["cfg"]))
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in under(tensors, "state").items()})
-    proof = verify_spike_driven(model.eval(), tensors["input"][:2].float())
-    assert proof.passed, proof.lines()
-    assert proof.additions == proof.expected
-    assert sum(proof.additions.values()) > 0
-    assert proof.dense_products == 1
-
-
-def test_a_layer_that_takes_real_values_fails_the_proof_by_name():
-    model = tiny_sdt()
-    model.patch_embed.maxpool1 = nn.AvgPool2d(3, 2, 1)
-    proof = verify_spike_driven(model, torch.randn(1, 1, 8, 8))
-    assert not proof.passed
-    assert proof.not_binary == ["patch_embed.proj_conv2"]
-    assert "patch_embed.proj_conv2" in "\n".join(proof.lines())
-
-
-def test_a_hidden_matrix_product_fails_the_proof():
-    class Hidden(Multi):
-        def forward(self, x):
-            return super().forward(x) @ torch.ones(3, 3, dtype=x.dtype)
-
-    x = torch.randn(4, 2, 1, 8, 8)
-    assert verify_spike_driven(Multi(), x).passed
-    proof = verify_spike_driven(Hidden(), x)
-    assert not proof.passed
-    assert "Hidden: mm" in "\n".join(proof.lines())
-
-
-def test_a_layer_without_a_path_of_additions_is_named():
-    model = Multi()
-    model.conv2 = nn.Conv2d(4, 4, 3, padding=1, stride=3, padding_mode="circular")
-    proof = verify_spike_driven(model, torch.randn(4, 2, 1, 8, 8))
-    assert proof.unsupported == ["conv2"]
-    assert not proof.passed
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-        nn.Conv2d(4, 2, (1, 3), dilation=2, padding=(0, 2)),
-        nn.Conv2d(4, 3, 2, bias=False),
-    ],
-)
-def test_additions_give_what_the_conv_gives(conv):
-    from utils.measure.verify import _add_conv2d
-
-    torch.manual_seed(0)
-    x = (torch.rand(3, 4, 6, 7, dtype=torch.float64) < 0.4).double()
-    conv = conv.double()
-    with torch.no_grad():
-        y, additions = _add_conv2d(conv, x)
-        torch.testing.assert_close(y, conv(x), rtol=0, atol=1e-12)
-        ones = nn.Conv2d(4, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-                         bias=False).double()  # fmt: skip
-        nn.init.ones_(ones.weight)
-        assert additions == int(ones(x).sum())
-
-
 def test_memory_of_an_image_is_counted_in_bytes():
     spikes, image = counts_of(layer()), counts_of(layer(values=Values("real", 0.1, 2.5)))
     weights_and_outputs = 2 * 4 * (30 + 20)
     assert memory_bytes(spikes, COSTS["fp32"]) == weights_and_outputs + 2 * 50 / 8
     assert memory_bytes(image, COSTS["fp32"]) == weights_and_outputs + 2 * 50 * 4
     assert memory_bytes(image, COSTS["int8"]) == (weights_and_outputs + 2 * 50 * 4) / 4
-
-
-def test_the_proof_fails_on_logits_counts_and_products():
-    good = Verification(2, [], [], 1e-12, {"a": 5}, {"a": 5}, 1)
-    assert good.passed
-    assert not any("FAILED" in line for line in good.lines())
-    for change, wrong in (
-        (dict(logits_difference=1e-8), "logits differ by 1.0e-08"),
-        (dict(logits_difference=None), ""),
-        (dict(additions={"a": 4}), "4 additions done, 5 counted; wrong in a"),
-        (dict(additions={"a": 6}), "6 additions done, 5 counted; wrong in a"),
-        (dict(dense_products=2), "2 dense products"),
-        (dict(not_binary=["b"]), "other values than 0 and 1 enter b"),
-        (dict(unsupported=["b"]), "cannot be run by additions alone: b"),
-    ):
-        bad = replace(good, **change)
-        assert not bad.passed, change
-        assert any(line.startswith("FAILED") and wrong in line for line in bad.lines()) == bool(wrong), change
-
-
-def test_a_layer_that_adds_otherwise_fails_the_proof(monkeypatch):
-    from utils.measure import verify
-
-    right = verify._add_linear
-    monkeypatch.setattr(verify, "_add_linear", lambda module, x: (right(module, x)[0] + 1e-6, right(module, x)[1]))
-    proof = verify_spike_driven(Multi(), torch.randn(4, 2, 1, 8, 8))
-    assert not proof.passed
-    assert proof.logits_difference is not None
-    assert proof.logits_difference > 1e-9
-    assert proof.miscounted == []

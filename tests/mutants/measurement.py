@@ -7,6 +7,7 @@ from .mutant import faults
 _ENERGY, _COUNTS, _SYNAPSES = "utils/measure/energy.py", "utils/measure/synapse_counts.py", "utils/measure/synapses.py"
 _VERIFY, _FIRING, _EXTRAS = "utils/measure/verify.py", "utils/measure/firing.py", "utils/measure/energy_extras.py"
 _VALUES, _TOTALS, _SPREAD = "utils/measure/spike_values.py", "utils/measure/totals.py", "utils/measure/spread.py"
+_PROOF, _ADDITIONS, _LEDGER = (f"utils/measure/{name}.py" for name in ("proof", "additions", "ledger"))
 _MEASUREMENT, _PAPER = "utils/measure/measurement.py", "utils/measure/sdt/paper_energy.py"
 _REPORT, _CELLS, _PAGE = "utils/report/report.py", "utils/report/cells.py", "utils/report/page.py"
 
@@ -49,31 +50,59 @@ MUTANTS = faults(
     ),
     (
         _VERIFY,
-        "if self.expected[name] != count]",
-        "if self.expected[name] < count]",
+        "if self.expected.get(name, 0) != self.additions.get(name, 0)]",
+        "if self.expected.get(name, 0) < self.additions.get(name, 0)]",
         "the proof accepts fewer additions than were counted",
-        "test_energy.py::test_the_proof_fails_on_logits_counts_and_products",
+        "test_verify.py::test_the_proof_fails_on_logits_counts_values_and_operators",
     ),
     (
         _VERIFY,
         "close = difference is not None and difference <= TOLERANCE",
         "close = difference is not None",
         "the proof accepts any logits",
-        "test_energy.py::test_the_proof_fails_on_logits_counts_and_products",
+        "test_verify.py::test_the_proof_fails_on_logits_counts_values_and_operators",
     ),
     (
         _VERIFY,
-        "again = _logits(model(x))\n",
+        "again = _logits(second(x))\n",
         "again = logits\n",
         "the proof compares the logits with themselves",
-        "test_energy.py::test_a_layer_that_adds_otherwise_fails_the_proof",
+        "test_verify.py::test_a_layer_that_adds_otherwise_fails_the_proof",
     ),
     (
-        _VERIFY,
-        "return y.reshape(*x.shape[:-1], module.out_features), len(row) * module.out_features",
-        "return y.reshape(*x.shape[:-1], module.out_features), len(row) * module.in_features",
+        _ADDITIONS,
+        "added = rows.new_full((b, K), N)",
+        "added = rows.new_full((b, K), K)",
         "the proof counts the additions of a linear layer by its inputs",
-        "test_energy.py::test_published_models_are_spike_driven",
+        "test_verify.py::test_published_models_are_spike_driven",
+    ),
+    (
+        _PROOF,
+        "        elif origin.factors:\n            self.not_binary[layer] = None\n            self._fail(",
+        "        elif origin.factors:\n            self.not_binary[layer] = None\n            str(",
+        "the proof does not name what scales spikes",
+        "test_verify.py::test_a_network_that_multiplies_is_refused_with_operator_and_place",
+    ),
+    (
+        _PROOF,
+        "            if made is Made.LEARNED:\n",
+        "            if made is Made.INPUT:\n",
+        "the proof lets a threshold take in a learned number",
+        "test_verify.py::test_a_network_that_multiplies_is_refused_with_operator_and_place",
+    ),
+    (
+        _PROOF,
+        "if step is not None and done < len(step.folds):",
+        "if step is None:",
+        "a BatchNorm is folded although what enters it is used elsewhere",
+        "test_verify.py::test_a_network_that_multiplies_is_refused_with_operator_and_place",
+    ),
+    (
+        _LEDGER,
+        '        elif kind == "unknown" and not self.in_neuron:\n',
+        '        elif kind == "unknown" and self.in_neuron:\n',
+        "operators without a price are not named",
+        "test_ledger.py::test_what_has_no_price_makes_the_total_incomplete_by_name",
     ),
     (
         _EXTRAS,
@@ -165,5 +194,19 @@ MUTANTS = faults(
         "mean = [sum(step) / 2 for step",
         "R-bar is no mean of three rates",
         "test_energy.py::test_paper_mode_charges_the_rates_of_the_supplement",
+    ),
+    (
+        _PAGE,
+        '"mean", 100 * row.mean_rate / top',
+        '"mean", 100 * row.rate[-1] / top',
+        "the bars of the page are the rates of the last step",
+        "test_firing.py::test_bars_of_the_page_are_mean_rates_with_a_dot_for_each_step",
+    ),
+    (
+        _CELLS,
+        '"moving average" if facts["config"]["use_ema"] else "as trained"',
+        '"as trained" if facts["config"]["use_ema"] else "moving average"',
+        "the report names the wrong weights",
+        "test_firing_num.py::test_moving_average_weights_on_request",
     ),
 )

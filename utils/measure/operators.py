@@ -63,6 +63,20 @@ _BATCH_NORMS = {
     "_batch_norm_impl_index",
 }  # fmt: skip
 
+# Of the element-wise operators: these give 0 and 1, or whole numbers, by comparing with thresholds ...
+THRESHOLDS = {
+    "gt", "ge", "lt", "le", "eq", "ne", "sign", "sgn", "heaviside", "isnan", "isfinite", "isinf", "signbit",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not",
+    "bitwise_xor", "floor", "ceil", "round", "trunc",
+}  # fmt: skip
+# ... and these choose among the values that enter, or turn their sign.
+CHOICES = {
+    "neg", "abs", "relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "fmax", "fmin", "where",
+    "masked_fill", "threshold", "hardtanh", "positive",
+}  # fmt: skip
+SUMS = {"add", "sub", "rsub"}
+FACTORS = {"mul", "div"}
+
 
 @functools.cache
 def role(func: OpOverload) -> str:

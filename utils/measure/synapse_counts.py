@@ -5,13 +5,13 @@ Legend: T time steps, B batch, C channels, N tokens; "leading" dimensions are th
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from utils.measure.geometry import Geometry
 from utils.measure.spike_values import ADDITIONS, NONZERO, OPERATIONS, ROWS, Counted, Values, count_values
 
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -146,49 +146,6 @@ def count_dense(x: Tensor, output: Tensor, macs: int) -> Call:
     return Call(counts, macs, x.numel(), output.numel(), 0.0, math.inf)
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution moves over its input."""
-
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
-    groups: int = 1
-    mode: str = "zeros"
-    transposed: bool = False
-    output_padding: tuple[int, ...] = ()
-
-    @staticmethod
-    def of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Geometry:
-        return Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-
-    def taps(self, axis: int, size: int) -> Tensor:
-        """For each place along an axis of `size`, how many pairs of an output and a weight there are that use it."""
-        kernel, stride, dilation = self.kernel_size[axis], self.stride[axis], self.dilation[axis]
-        reach = dilation * (kernel - 1)
-        if isinstance(self.padding, str):
-            before, after = (reach // 2, reach - reach // 2) if self.padding == "same" else (0, 0)
-        else:
-            before = after = self.padding[axis]
-        weights = torch.arange(kernel) * dilation
-        if self.transposed:
-            outputs = (size - 1) * stride - 2 * before + reach + self.output_padding[axis] + 1
-            reached = torch.arange(size).unsqueeze(1) * stride - before + weights  # [size, kernel]
-            return ((reached >= 0) & (reached < outputs)).sum(dim=1).double()
-        outputs = (size + before + after - reach - 1) // stride + 1
-        used = (torch.arange(outputs).unsqueeze(1) * stride - before + weights).flatten()
-        if self.mode == "circular":
-            used = used % size
-        elif self.mode == "replicate":
-            used = used.clamp(0, size - 1)
-        elif self.mode == "reflect":
-            used = size - 1 - (size - 1 - used.abs()).abs()
-        else:
-            used = used[(used >= 0) & (used < size)]
-        return torch.bincount(used, minlength=size).double()
-
-
 def count_conv(x: Tensor, weight: Tensor, output: Tensor, geometry: Geometry, exact: bool) -> Call:
     """The counts of a convolution of `x` `[*leading, C, *places]` with `weight`."""
     dims = len(geometry.kernel_size)
@@ -198,9 +155,8 @@ def count_conv(x: Tensor, weight: Tensor, output: Tensor, geometry: Geometry, ex
     macs = (x if geometry.transposed else output).numel() * weight[0].numel()
     leading, places = x.shape[: -1 - dims], tuple(x.shape[-dims:])
     rows = x.flatten(0, len(leading) - 1) if leading else x.unsqueeze(0)
-    return _call(
-        count_values(rows, _taps(places, geometry) if exact else None), leading, fan_out, macs, x, output.numel(), exact
-    )
+    found = count_values(rows, geometry.place_taps(places) if exact else None)
+    return _call(found, leading, fan_out, macs, x, output.numel(), exact)
 
 
 def _call(
@@ -216,12 +172,3 @@ def count_elements(output: Tensor) -> Call:
     found = count_values(output.detach().flatten(0, 1))
     counts = found.counts.unflatten(1, output.shape[:2])
     return Call(counts, output.numel(), output.numel(), 0, found.low, found.high)
-
-
-@functools.cache
-def _taps(size: tuple[int, ...], geometry: Geometry) -> Tensor:
-    """For each place of an input of `size`, how many products per channel it takes part in; flat, float64, CPU."""
-    taps = torch.ones(1, dtype=torch.float64)
-    for axis, n in enumerate(size):
-        taps = torch.outer(taps, geometry.taps(axis, n)).flatten()
-    return taps

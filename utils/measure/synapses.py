@@ -45,7 +45,7 @@ def neurons_of(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> spiking neuron layer: SpikingJelly's, and modules with a `v_threshold` that contain no other such."""
     return {
         name: module
-        for name, module in _named_modules(model).items()
+        for name, module in named_modules(model).items()
         if _is_neuron(module) and sum(map(_is_neuron, module.modules())) == 1
     }
 
@@ -58,7 +58,8 @@ def reset_neurons(model: nn.Module) -> None:
             module.reset()  # type: ignore[operator]
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module; the model itself under the name of its class."""
     return {name or type(module).__name__: module for name, module in model.named_modules()}
 
 
@@ -88,7 +89,7 @@ class SynapseRecorder(Recorder):
     ) -> None:
         self._model = model
         self._exact = exact
-        named = _named_modules(model)
+        named = named_modules(model)
         self._layers = {name: m for name, m in named.items() if isinstance(m, COUNTED)}
         self._neurons = neurons_of(model)
         self._norms = {name: m for name, m in named.items() if isinstance(m, _NORMS)}
@@ -111,7 +112,7 @@ class SynapseRecorder(Recorder):
             hooked(self._sums, self._sum_hook),
             hooked(self._neurons | self._timed, self._time_hook),
             hooked(self._neurons | self._norms, self._size_hook),
-            _in_single_operators(),
+            in_single_operators(),
             self._ledger,
         ):
             around.callback(self._start)
@@ -297,7 +298,7 @@ def _by_sample(rows: list[LayerCount], totals: list[Total], samples: int) -> Ten
 
 
 @contextlib.contextmanager
-def _in_single_operators() -> Iterator[None]:
+def in_single_operators() -> Iterator[None]:
     """Let `nn.MultiheadAttention` and the layers around it run operator by operator, not as one that hides them all."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
