@@ -182,7 +182,7 @@ def _dense(module: nn.Module, x: Tensor) -> int:
         return x.numel() * module.out_features
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     places, geometry = x.shape[-len(module.kernel_size) :], Geometry.of(module)
-    met = math.prod(int(geometry.taps(axis, size).sum()) for axis, size in enumerate(places))  # per channel
+    met = int(geometry.place_taps(tuple(places)).sum())  # per channel
     return x.numel() // math.prod(places) * met * (module.out_channels // module.groups)
 
 
