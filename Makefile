@@ -37,7 +37,7 @@ figures: demo
 	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
 		--attention-map 4 --verify --sweep-T 1 2 4 8
 	cp $(DEMO)/curves.png imgs/demo_curves.png
-	for name in firing energy attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
+	for name in firing energy ratio attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -195,4 +195,18 @@ MUTANTS = faults(
         "R-bar is no mean of three rates",
         "test_energy.py::test_paper_mode_charges_the_rates_of_the_supplement",
     ),
+    (
+        _PAGE,
+        '"mean", 100 * row.mean_rate / top',
+        '"mean", 100 * row.rate[-1] / top',
+        "the bars of the page are the rates of the last step",
+        "test_firing.py::test_bars_of_the_page_are_mean_rates_with_a_dot_for_each_step",
+    ),
+    (
+        _CELLS,
+        '"moving average" if facts["config"]["use_ema"] else "as trained"',
+        '"as trained" if facts["config"]["use_ema"] else "moving average"',
+        "the report names the wrong weights",
+        "test_firing_num.py::test_moving_average_weights_on_request",
+    ),
 )
