@@ -63,8 +63,8 @@ def _try_compiler() -> None:
         torch.compile(lambda x: x * factor)(torch.ones(4))
     except RuntimeError as error:
         raise UserError(
-            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, set "
-            "CXX to its path, or leave compile out"
+            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, "
+            "set CXX to its path, or leave compile out"
         ) from error
 
 
