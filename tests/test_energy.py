@@ -253,6 +253,24 @@ def test_a_silent_network_has_no_ratio():
     assert compare(shape, silent).attention_ratio is None
 
 
+def test_extras_of_the_first_conv_are_charged_as_often_as_it_is():
+    image = layer(values=Values("real", 0.1, 2.5), nonzero=[500, 500], synops=[9000, 9000])
+    counts = replace(counts_of(image, layer(name="b")), norms_per_step={"n": 20, "m": 70})
+    arguments = dict(residual_additions=None, memory_pJ_per_byte=1.0)
+
+    def charged(counts, first_conv):
+        rows = extra_rows(["batchnorm", "memory"], counts, COSTS["fp32"], first_conv=first_conv, **arguments)
+        return [row.operations for row in rows]
+
+    each_step = [2 * (20 + 70), memory_bytes(counts, COSTS["fp32"])]
+    assert charged(counts, "per_step") == each_step
+    assert charged(counts, "once") == [20 + 2 * 70, each_step[1] - 4 * (50 + 30 + 20)]
+    unlike = replace(counts, layers=[replace(image, nonzero=[500, 400]), *counts.layers[1:]])
+    assert charged(unlike, "once") == each_step  # no step stands for the others
+    elsewhere = replace(counts, norms_per_step={"m": 70, "n": 20})  # the first BatchNorm is not the first conv's
+    assert charged(elsewhere, "once")[0] == each_step[0]
+
+
 def test_memory_of_an_image_is_counted_in_bytes():
     spikes, image = counts_of(layer()), counts_of(layer(values=Values("real", 0.1, 2.5)))
     weights_and_outputs = 2 * 4 * (30 + 20)
