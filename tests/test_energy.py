@@ -277,3 +277,39 @@ def test_memory_of_an_image_is_counted_in_bytes():
     assert memory_bytes(spikes, COSTS["fp32"]) == weights_and_outputs + 2 * 50 / 8
     assert memory_bytes(image, COSTS["fp32"]) == weights_and_outputs + 2 * 50 * 4
     assert memory_bytes(image, COSTS["int8"]) == (weights_and_outputs + 2 * 50 * 4) / 4
+
+
+def test_the_spread_between_samples_adds_up_to_what_each_sample_takes_alone():
+    model = tiny_sdt().double()
+    x, labels = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0, 1, 0, 0])
+
+    def counted(batches):
+        with torch.no_grad(), SynapseRecorder(model, sums=token_sums(model)) as recorder:
+            for batch in batches:
+                model(batch)
+        return recorder.counts()
+
+    def charged(batches, labels=None, first_conv="once"):
+        return account(counted(batches), first_conv=first_conv, labels=labels)
+
+    alone = torch.tensor([charged([one]).total_pJ for one in x.split(1)], dtype=torch.float64)
+    assert len(set(alone.tolist())) == 5
+    for first_conv in ("once", "per_step"):
+        report = charged(x.split([3, 2]), labels, first_conv)
+        assert report.per_sample.energy_pJ.mean == pytest.approx(report.total_pJ)
+    spread = charged(x.split([3, 2]), labels).per_sample
+    assert spread.energy_pJ.minimum == pytest.approx(float(alone.min()))
+    assert spread.energy_pJ.sd == pytest.approx(float(alone.std()))
+    assert spread.worst == int(alone.argmax())
+    assert spread.by_class[0][1].mean == pytest.approx(float(alone[labels == 0].mean()))
+    assert (spread.by_class[0][1].samples, spread.by_class[1][1].samples) == (3, 2)
+    assert account(replace(counted([x]), by_sample=None)).per_sample is None
+
+
+def test_figures_of_the_docs_are_written_where_they_are_marked():
+    from benchmarks.docs_figures import DOCS, rewritten
+
+    text = "before <!-- demo: pool -->old<!-- end --> after"
+    assert rewritten(text, {"pool": "new"}) == "before <!-- demo: pool -->new<!-- end --> after"
+    filled = dict.fromkeys(("token_sum", "pool", "spread"), "x")
+    assert rewritten(DOCS.read_text(), filled).count("-->x<!--") == len(filled)
