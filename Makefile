@@ -20,7 +20,8 @@ help:
 
 # Packages are installed again when a requirements file is newer than the last complete installation.
 $(STAMP): requirements.txt requirements-dev.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 13) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; give PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 15) else f"Python 3.11 to 3.14 is needed, this is {v[0]}.{v[1]}; give PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; print(f"Python {v[0]}.{v[1]}: all packages exist for it, but this project was not tested with it") if v[:2] > (3, 12) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
@@ -37,7 +38,7 @@ figures: demo
 		--attention-map 4 --verify --sweep-T 1 2 4 8
 	$(BIN)/python -m benchmarks.docs_figures output/firing/demo/report.json
 	cp $(DEMO)/curves.png imgs/demo_curves.png
-	for name in firing energy attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
+	for name in firing energy ratio attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

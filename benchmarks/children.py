@@ -14,14 +14,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def in_child(module: str, arguments: Sequence[str], python: str = sys.executable) -> dict[str, Any]:
+def in_child(
+    module: str, arguments: Sequence[str], python: str = sys.executable, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run `python -m module arguments` and return the JSON object on the last line of its output.
+
+    `environment`: variables beside those of this process.
 
     Raises:
         RuntimeError: the child failed; with the end of what it wrote.
     """
     command = [python, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | dict(environment or {}))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"{last} ({' '.join(command)} ended with {done.returncode})\n{done.stderr[-2000:]}")

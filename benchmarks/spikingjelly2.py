@@ -19,6 +19,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -92,12 +93,13 @@ def compare(args: argparse.Namespace, batch: int, device: torch.device) -> None:
     print_json("benchmarks.spikingjelly2", facts, device, seconds.failed)
 
 
-def install(folder: Path) -> None:
-    """Install the packages into `folder` unless it holds that version already, whoever put it there."""
-    if (folder / f"spikingjelly-{VERSION}.dist-info").is_dir():
+def install(folder: Path, packages: Sequence[str] = PACKAGES, python: str = sys.executable) -> None:
+    """Install the packages into `folder` unless it holds the first one in that version, whoever put it there."""
+    name, _, version = packages[0].partition("==")
+    if (folder / f"{name}-{version}.dist-info").is_dir():
         return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-    subprocess.run([*command, *PACKAGES], check=True)
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+    subprocess.run([*command, *packages], check=True)
 
 
 def serve(args: argparse.Namespace, batch: int, device: torch.device) -> None:

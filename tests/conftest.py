@@ -1,5 +1,7 @@
 """Fixtures of several test files."""
 
+import shutil
+
 import pytest
 
 
@@ -34,3 +36,23 @@ def full(measured):
                                    "--energy-extras", "neurons", "memory")  # fmt: skip
     assert status == 0
     return report, measured / "out" / "full"
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory):
+    """A folder in which the run of tests/test_recovery.py has come to its end."""
+    from test_recovery import TINY, run_whole
+    from tiny import quick
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yml").write_text(quick(TINY))
+    run_whole(folder)
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of it for one test."""
+    shutil.rmtree(tmp_path)
+    shutil.copytree(finished_once, tmp_path)
+    return tmp_path

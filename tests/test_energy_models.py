@@ -134,6 +134,15 @@ def test_bits_of_the_quantised_twin(steps, bits):
     assert quantised_bits(steps) == bits
 
 
+@pytest.mark.parametrize(("steps", "ratio"), [(1, 1), (4, 4 / 3), (15, 15 / 4)])
+def test_where_all_neurons_fire_a_network_costs_t_over_bits_times_its_quantised_twin(steps, ratio):
+    # the dense limit of Yan et al., arXiv 2409.08290
+    ones = replace(LINEAR, compute_pJ=steps * LINEAR.macs * 0.9, passes=steps)
+    work = Workload(steps, [replace(CONV, compute_pJ=0.0, macs=0), ones], [], [], [])
+    (total,), _ = model_totals("compute", work, [], replace(FP32, cost=replace(FP32.cost, mac=100.0)), 1.0)
+    assert total.snn_pJ / total.twin_pJ(quantised=True) == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_at_the_break_even_rate_both_cost_the_same(model):
     (total,), _ = model_totals(model.name, WORK, TWIN.products, FP32, firing_rate=0.05)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from utils.errors import UserError
-from utils.files import cache_folder, replacing
+from utils.files import cache_folder, read_text, replacing
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -19,6 +20,16 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path, durable):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_only_regular_files_are_read(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    assert read_text(tmp_path / "a.txt") == "text"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="it is no regular file") as caught:
+            read_text(path)
+        assert caught.value.filename == str(path)
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

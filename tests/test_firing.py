@@ -14,6 +14,7 @@ from model import SpikeDrivenTransformer
 from utils.measure.firing import FiringRecorder, FiringRow, as_dict, write_csv
 from utils.measure.sdt.names import paper_name
 from utils.report.cells import rate_cells
+from utils.report.page import rate_bars
 from utils.report.tables import terminal
 from utils.run.distributed import Process
 
@@ -200,3 +201,19 @@ def test_table_shows_both_names_and_every_step():
     lines = terminal(header, rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split() == ["MS_SPS_lif", "SPS", "Conv1", *rows[0][2:]]
+
+
+def test_bars_of_the_page_are_mean_rates_with_a_dot_for_each_step():
+    found = rate_bars(ROWS)
+    assert found.top == 1.0  # head_lif fires everywhere in its second step
+    assert [(bar.name, bar.code, bar.value) for bar in found.bars] == [
+        ("SPS Conv1", "MS_SPS_lif", "0.2000"),
+        ("head FC", "head_lif", "0.4167"),
+    ]
+    assert [bar.percent for bar in found.bars] == pytest.approx([20, 500 / 12])
+    assert [[mark.percent for mark in bar.marks] for bar in found.bars] == [
+        pytest.approx([10, 20, 30]),
+        pytest.approx([0, 100, 25]),
+    ]
+    assert len({mark.colour for mark in found.bars[0].marks}) == 3
+    assert found.keys == [(f"t = {t + 1}", mark.colour) for t, mark in enumerate(found.bars[0].marks)]

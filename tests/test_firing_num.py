@@ -77,6 +77,53 @@ def test_an_image_is_not_charged_t_times_in_the_first_conv(full):
     assert report["energy"]["total_mJ_other_first_conv"] > report["energy"]["total_mJ"]
 
 
+def test_both_sides_are_priced_by_each_model(full):
+    report, folder = full
+    models = {row["model"]: row for row in report["energy_models"]}
+    assert list(models) == ["compute", "flat", "lemaire"]
+    assert models["compute"]["snn_mJ"] == pytest.approx(report["energy"]["total_mJ"])
+    assert models["compute"]["ann_mJ"] == pytest.approx(report["ann_twin"]["energy_mJ"])
+    assert models["compute"]["ann_ratio"] == pytest.approx(report["ann_twin"]["ratio"])
+    for row in models.values():
+        assert row["quantised_bits"] == 2  # T = 3
+        assert row["firing_rate"] == report["mean_firing_rate"]
+        for side in ("snn", "ann", "quantised_ann"):
+            assert row[f"{side}_mJ"] == pytest.approx(sum(row[f"{side}_parts_mJ"].values()))
+        assert row["ann_ratio"] > row["quantised_ann_ratio"]
+    assert models["flat"]["ann_ratio"] < 1 < models["compute"]["ann_ratio"]  # what compute alone does not show
+    assert (folder / "ratio.png").stat().st_size > 5000
+    page = (folder / "report.html").read_text()
+    assert "Energy by model" in page
+    assert "below 1 the twin needs less" in page
+
+
+def test_neurobench_metrics_are_reported(full):
+    report, _ = full
+    found = report["neurobench"]
+    assert found["connection_sparsity"] == 0
+    layers = report["energy"]["layers"]
+    # NeuroBench counts the first conv at each step
+    assert found["effective_macs"] == pytest.approx(layers[0]["exact_operations"])
+    added = sum(row["exact_operations"] for row in layers if row["kind"] == "AC" and row["type"] != "sum")
+    assert found["effective_acs"] == pytest.approx(added)
+    assert found["effective_macs"] + found["effective_acs"] < found["dense"]
+    assert 0 < found["activation_sparsity"] < 1
+    assert found["membrane_updates"] > 0
+    assert found["membrane_update_samples"] == 8
+
+
+def test_prices_of_ones_own_come_from_a_file(folder):
+    (folder / "own.yml").write_text("chip: {source: none, mac_pj: 10, ac_pj: 2, bytes_per_value: 4}\n")
+    own = ("--hardware", str(folder / "own.yml"), "--energy-cost", "chip", "--energy-model", "flat")
+    status, report = run(folder, "own", *own)
+    assert status == 0
+    assert report["energy"]["cost"]["name"] == "chip"
+    assert report["energy_models"] == []
+    assert any("energy model flat, since preset chip has no memory_pj_per_byte" in note for note in report["notes"])
+    _, priced = run(folder, "priced", *own, "--memory-pj", "1")
+    assert [row["model"] for row in priced["energy_models"]] == ["flat"]
+
+
 def test_extras_are_beside_the_total(full):
     report, _ = full
     energy = report["energy"]
@@ -134,6 +181,9 @@ def test_moving_average_weights_on_request(measured, full):
     _, averaged = run(measured, "ema", "--use-ema")
     _, alone = run(measured, "average", "--resume", str(measured / "average.pth.tar"))
     assert averaged["tensors"] == alone["tensors"]
+    for name, weights in (("ema", "moving average"), ("average", "as trained")):
+        page = (measured / "out" / name / "report.html").read_text()
+        assert re.search(rf"weights</t.>\s*<td[^>]*>{weights}</td>", page), name
     assert averaged["tensors"] != report["tensors"]
 
 

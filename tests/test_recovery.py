@@ -11,7 +11,7 @@ import time
 import processes
 import pytest
 import torch
-from tiny import TINY_RUN
+from tiny import TINY_RUN, quick
 
 from utils.run.checkpoint import read_checkpoint
 
@@ -33,7 +33,7 @@ checkpoint_hist: 2
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "tiny.yml").write_text(TINY)
+    (tmp_path / "tiny.yml").write_text(quick(TINY))
     return tmp_path
 
 
@@ -80,7 +80,7 @@ def two_folders(tmp_path):
     for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "tiny.yml").write_text(TINY)
+        (folder / "tiny.yml").write_text(quick(TINY))
         folders.append(folder)
     return folders
 
@@ -89,7 +89,7 @@ def two_folders(tmp_path):
 def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
     whole, killed = two_folders(tmp_path)
     # Long enough that no run comes to its end before its last kill.
-    size = ["--epochs", "8", "-b", str(240 // world_size)]
+    size = ["--epochs", "8", "-b", str(48 // world_size)]
     run_whole(whole, world_size, *size)
 
     draw = random.Random(seed)
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size,
 VARIANTS = {
     "plateau schedule": ["--sched", "plateau", "--patience-epochs", "0", "--decay-rate", "0.5", "--epochs", "4"],
     "learning rate noise": ["--lr-noise", "0.1", "0.9", "--epochs", "4"],
-    "accumulation across the interval": ["--grad-accum-steps", "3", "-b", "120", "--recovery-interval", "2"],
+    "accumulation across the interval": ["--grad-accum-steps", "3", "-b", "24", "--recovery-interval", "2"],
     "mixup that ends": ["--mixup-off-epoch", "1", "--epochs", "3"],
     "lamb, random erasing": ["--opt", "lamb", "--reprob", "0.5"],
 }

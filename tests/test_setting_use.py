@@ -27,6 +27,7 @@ READ_IN_PASSING = {
     "seed": "the data loader's generator; evaluation draws nothing",
     "reprob": "chooses where images are normalised, host or device",
     "bn_momentum": "set on the layers; running statistics stay as they are",
+    "bn_init_bias": "set on the layers; the weights of the checkpoint replace it",
     "bf16_input_grad": "handed to the model; there are no gradients",
     "clip_grad": "kept with the precision; there are no gradients",
     "clip_mode": "kept with the precision; there are no gradients",

@@ -11,6 +11,7 @@ from tiny import Linear, lively, tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from model import sdt_v2
 from utils.config.parse import config_from
 from utils.errors import NonFiniteError
 from utils.run.distributed import Process
@@ -115,6 +116,15 @@ def test_nan_that_spiking_neurons_silence_is_found_in_the_gradients():
     message = poisoned(model, [(x, y)])
     assert "is not finite in step 0, while the loss is" in message
     assert "the first output that is not finite is that of block.0.mlp.fc1_conv (Conv2d)" in message
+
+
+def test_an_explosion_behind_silent_neurons_names_the_batchnorm_that_saw_no_variance():
+    torch.manual_seed(0)
+    model = sdt_v2(embed_dims=(8, 8, 16, 24), depths=(6, 2), num_heads=2, num_classes=4)
+    message = poisoned(model, [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))])
+    assert "is not finite in step 0, while the loss is" in message
+    assert "(the first one block3.0.attn.proj_conv.0.body.1.bn) see one value in the whole batch" in message
+    assert "1 / sqrt(eps) = 316: use fewer heads" in message
 
 
 def test_a_bad_pixel_does_not_reach_the_weights():

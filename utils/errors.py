@@ -18,8 +18,9 @@ INTERRUPTED = 130  # 128 + SIGINT, what a shell reports: a launcher must not tak
 
 # What the user can put right about a disk or a name on it: full, over quota, read-only, not theirs, too long.
 _DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    errno.ENAMETOOLONG,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    # A folder in the place of a file, or a file in that of a folder; links in a circle.
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
 )
 
 

@@ -60,11 +60,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     # Opening a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(handle, "rb")
-    mode = os.fstat(file.fileno()).st_mode
+    mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
-        return file
-    file.close()
+        return os.fdopen(handle, "rb")
+    os.close(handle)
     raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "it is no regular file", str(path))
 
 

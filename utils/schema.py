@@ -51,7 +51,7 @@ def checked(schema: type[T], content: Any, where: str, remedy: str) -> T:
         what = what[:1].lower() + what[1:]
         value = "" if first["type"] == "missing" else f" is {shown(first['input'])}"
         more = f" ({len(others)} more)" if others else ""
-        raise UserError(f"{where}: {shortened(field)}{value}: {what}{more}; {remedy}") from error
+        raise UserError(f"{where}: {one_line(field)}{value}: {what}{more}; {remedy}") from error
     except RecursionError as error:
         raise UserError(f"{where}: its content is nested too deep; {remedy}") from error
 
@@ -69,7 +69,7 @@ def read_json(schema: type[T], path: Path, what: str, remedy: str) -> T:
         raise
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserError(f"{what} is damaged or no JSON ({shortened(reason)}); {remedy}") from error
+        raise UserError(f"{what} is damaged or no JSON ({one_line(reason)}); {remedy}") from error
     return checked(schema, content, what, remedy)
 
 
@@ -85,12 +85,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """A value of any size and depth for a message, in one short line."""
     try:
-        return shortened(_SHORT.repr(value))
+        return one_line(_SHORT.repr(value))
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return f"a {type(value).__name__} of thousands of digits"
 
 
-def shortened(text: str, limit: int = 80) -> str:
+def one_line(text: str, limit: int = 80) -> str:
     """The first `limit` characters of a text, in one line."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[:limit]}..."

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from .all import AREAS, MUTANTS
 from .mutant import DoesNotApply, Mutant
-from .runner import copy_repository, run_tests
+from .runner import copy_repository, keep_within, run_tests
 
 WANTED = 0.9
 KILLED, SURVIVED, HARMLESS, DOES_NOT_APPLY, BROKEN = "killed", "SURVIVED", "harmless", "DOES NOT APPLY", "BROKEN"
@@ -35,6 +35,7 @@ def main() -> int:
             print(f"{mutant.area:12}  {mutant.file}: {mutant.why}")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        keep_within(Path(folder))
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(arguments.jobs):
             copies.put(copy_repository(Path(folder) / str(number)))

@@ -7,7 +7,9 @@ from .mutant import faults
 _ENERGY, _COUNTS, _SYNAPSES = "utils/measure/energy.py", "utils/measure/synapse_counts.py", "utils/measure/synapses.py"
 _VERIFY, _FIRING, _EXTRAS = "utils/measure/verify.py", "utils/measure/firing.py", "utils/measure/energy_extras.py"
 _VALUES, _TOTALS, _SPREAD = "utils/measure/spike_values.py", "utils/measure/totals.py", "utils/measure/spread.py"
-_PROOF, _ADDITIONS, _LEDGER = (f"utils/measure/{name}.py" for name in ("proof", "additions", "ledger"))
+_PROOF, _RULES, _ADDITIONS, _LEDGER = (
+    f"utils/measure/{name}.py" for name in ("proof", "proof_rules", "additions", "ledger")
+)
 _MEASUREMENT, _PAPER = "utils/measure/measurement.py", "utils/measure/sdt/paper_energy.py"
 _REPORT, _CELLS, _PAGE = "utils/report/report.py", "utils/report/cells.py", "utils/report/page.py"
 
@@ -84,7 +86,7 @@ MUTANTS = faults(
         "test_verify.py::test_a_network_that_multiplies_is_refused_with_operator_and_place",
     ),
     (
-        _PROOF,
+        _RULES,
         "            if made is Made.LEARNED:\n",
         "            if made is Made.INPUT:\n",
         "the proof lets a threshold take in a learned number",
@@ -194,5 +196,19 @@ MUTANTS = faults(
         "mean = [sum(step) / 2 for step",
         "R-bar is no mean of three rates",
         "test_energy.py::test_paper_mode_charges_the_rates_of_the_supplement",
+    ),
+    (
+        _PAGE,
+        '"mean", 100 * row.mean_rate / top',
+        '"mean", 100 * row.rate[-1] / top',
+        "the bars of the page are the rates of the last step",
+        "test_firing.py::test_bars_of_the_page_are_mean_rates_with_a_dot_for_each_step",
+    ),
+    (
+        _CELLS,
+        '"moving average" if facts["config"]["use_ema"] else "as trained"',
+        '"as trained" if facts["config"]["use_ema"] else "moving average"',
+        "the report names the wrong weights",
+        "test_firing_num.py::test_moving_average_weights_on_request",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutant import faults
+from .mutant import Mutant, faults
 
 _ATTENTION, _SPS, _MLP, _NEURON = "module/attention.py", "module/sps.py", "module/mlp.py", "module/neuron.py"
 _MODEL, _FOLDING = "model.py", "module/folding.py"
@@ -148,4 +148,15 @@ MUTANTS = faults(
         "running statistics see each batch twice with checkpointing",
         "test_fusion.py::test_checkpointing_changes_no_number_and_keeps_less",
     ),
+)
+MUTANTS.append(
+    Mutant(
+        "model",
+        _NEURON,
+        "        node: Any = self\n        node.reset()\n",
+        "        node: Any = self\n",
+        "a neuron is not reset before a forward pass",
+        ("test_neuron.py",),
+        harmless="it is reset after each one, also after one that failed",
+    )
 )

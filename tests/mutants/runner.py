@@ -20,6 +20,12 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(_PRELOADED)
 
 
+def keep_within(folder: Path) -> None:
+    """Let nothing that the tests write outlast `folder`; to be called before the first of them runs."""
+    # Kernels compiled from a changed source stay out of the user's cache, and no bytecode outlives its source.
+    os.environ |= {"SDT_CACHE_DIR": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def copy_repository(folder: Path) -> Path:
     """The tracked and the new files of the repository as they are now."""
     listed = subprocess.run(
@@ -52,12 +58,10 @@ def _run_pytest(folder: Path, tests: list[str], output: Path) -> None:
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    # The copy is imported, not the repository; kernels compiled from a changed source stay out of the user's cache.
+    # The copy is imported, not the repository.
     sys.path[:] = [str(folder), *(path for path in sys.path if not Path(path or ".").resolve().is_relative_to(ROOT)
                                   or "site-packages" in path)]  # fmt: skip
     os.chdir(folder)
-    os.environ |= {"SDT_CACHE_DIR": str(folder.parent / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True
     import pytest
 
     # Packages that were imported before pytest could rewrite their assertions: a warning would be an error.

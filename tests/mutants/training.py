@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutant import faults
+from .mutant import Mutant, faults
 
 _TRAINER, _STEP, _OPTIM = "utils/train/trainer.py", "utils/train/step.py", "utils/train/optim.py"
 _STATE, _PRECISION = "utils/train/run_state.py", "utils/run/precision.py"
@@ -279,4 +279,15 @@ MUTANTS = faults(
         "test_step.py::test_gradients_are_clipped_before_the_update "
         "test_step.py::test_adaptive_clipping_bounds_each_gradient_by_its_weight",
     ),
+)
+MUTANTS.append(
+    Mutant(
+        "training",
+        _LOSSES,
+        "smoothing = 0.0 if mixup_active else cfg.smoothing",
+        "smoothing = cfg.smoothing",
+        "binary cross entropy is to smooth soft targets",
+        ("test_losses.py::test_bce_smooths_labels_without_mixup_and_not_soft_targets",),
+        harmless="timm's loss smooths labels only",
+    )
 )

@@ -221,6 +221,8 @@ class Config:
     lr_noise_std: float = _sched(1.0, "learning rate noise: standard deviation", low=0, high=10)
 
     bn_momentum: float | None = _norm(None, "momentum of the running statistics (null: 0.1)", low=0, high=1, only=TRAIN)
+    bn_init_bias: float = _norm(0.0, "initial bias of every BatchNorm (published: 0; with 0.5 the neurons of a small "
+                                "fresh V2 fire)", low=-10, high=10, only=TRAIN)
     bn_eps: float | None = _norm(None, "epsilon (null: 1e-5)", above=0, high=10)
     sync_bn: bool = _norm(False, "statistics over all processes in each step", only=TRAIN)
     dist_bn: str = _norm("", "running statistics that are evaluated and saved (reduce: their mean; else rank 0's)",

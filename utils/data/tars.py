@@ -20,7 +20,7 @@ from timm.utils import natural_key
 from utils.data.images import decode
 from utils.data.tar_index import Layout, tar_index
 from utils.errors import UserError
-from utils.schema import Count, Record, Text, read_json, shortened, shown
+from utils.schema import Count, Record, Text, one_line, read_json, shown
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -157,7 +157,7 @@ def _expanded(pattern: str, place: str) -> Iterator[str]:
     first, last = match.groups()
     if max(len(first), len(last)) > _DIGITS or int(first) > int(last):
         raise UserError(
-            f"{place}: {shown(pattern)} does not count up from {shortened(first)} to {shortened(last)}; write the "
+            f"{place}: {shown(pattern)} does not count up from {one_line(first)} to {one_line(last)}; write the "
             f"smaller number first, of at most {_DIGITS} digits"
         )
     for n in range(int(first), int(last) + 1):

@@ -24,8 +24,9 @@ from utils.measure.firing import FiringRecorder, FiringRow, spike_sources
 from utils.measure.hardware import Hardware, read_hardware
 from utils.measure.models.totals import ModelTotal, model_totals
 from utils.measure.models.workload import workload
+from utils.measure.neurobench import NeuroBench, NeuroBenchRecorder, Static, membrane_updates
 from utils.measure.synapse_counts import Counts
-from utils.measure.synapses import SynapseRecorder, neurons_of
+from utils.measure.synapses import SynapseRecorder, named_modules
 from utils.measure.totals import interleaved
 from utils.run.build import build_model, layout_of, make_faster, set_layout
 from utils.run.checkpoint import load_weights, read_checkpoint, trained_with
@@ -34,6 +35,8 @@ from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.evaluation import EvalResult, evaluate
 from utils.run.precision import Precision
+
+_UPDATE_SAMPLES = 8  # that changes of membrane potentials are counted on
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Measured:
     energy: EnergyReport
     others: list[EnergyReport]  # the other accounting modes, from the same counts
     models: list[ModelTotal]  # energy with memory and state too, of the network and its twins
+    neurobench: NeuroBench
     family: Family | None
     convention: str  # how the attention of the ANN twin is counted
     notes: list[str]  # what is left out and why, and what else a reader must know
@@ -95,6 +99,7 @@ class Measurement:
         self._choose_form()
         self.model.to(process.device)
         check_contract(cfg, self.model, process.device)
+        self.static = Static.of(self.model)
         make_faster(cfg, self.model, process, self.precision, training=False)
         set_layout(cfg, self.model, process.device)
         innermost, _ = layout_of(cfg, self.model, process.device)
@@ -154,7 +159,7 @@ class Measurement:
         x = torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
         try:
             found = self._count([(x, torch.zeros(2, dtype=torch.long, device=device))], Process(0, 1, device))
-            _, rows, counts, _ = found
+            _, rows, counts, *_ = found
             if counts.samples != 2:
                 raise ValueError(f"2 samples enter it, {counts.samples} seem to pass through its neurons")
             if self.family and (why := self.family.why_not(counts, {row.name: row.rate for row in rows})):
@@ -170,28 +175,48 @@ class Measurement:
         loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
         images = cfg.val_batch_size * process.world_size
         with Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress:
-            return self._account(*self._count(loader, process, progress.step))
+            return self._account(*self._count(loader, process, progress.step, self._membrane_updates()))
 
     def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Measured:
         """Measure these samples and labels, on the device, in this process alone."""
         return self._account(*self._count(batches, Process(0, 1, self.process.device)))
 
     def _count(
-        self, loader: Iterable[tuple[Tensor, Tensor]], process: Process, on_step: Callable[[int], None] | None = None
-    ) -> tuple[EvalResult, list[FiringRow], Counts, Tensor]:
+        self,
+        loader: Iterable[tuple[Tensor, Tensor]],
+        process: Process,
+        on_step: Callable[[int], None] | None = None,
+        updates: tuple[float | None, int] = (None, 0),
+    ) -> tuple[EvalResult, list[FiringRow], Counts, NeuroBench, Tensor]:
         firing = FiringRecorder(self.sources, self.model)
         sums = self.family.sums if self.family else {}
         synapses = SynapseRecorder(self.model, exact=self.mode == "exact", sums=sums, timed=self.sources)
+        neurobench = NeuroBenchRecorder(self.model, self.sources)
         labels: list[Tensor] = []
-        with firing, synapses:
+        with firing, synapses, neurobench:
             accuracy = evaluate(self.model, _noting_labels(loader, labels), self.precision, process, on_step=on_step)
-        counted = firing.rows(process, self._name_of), synapses.counts(process)
-        return accuracy, *counted, interleaved([torch.cat(part) for part in process.gather_objects(labels) if part])
+        rows, counts = firing.rows(process, self._name_of), synapses.counts(process)
+        metrics = neurobench.result(self.static, counts, rows, process, updates)
+        classes = interleaved([torch.cat(part) for part in process.gather_objects(labels) if part])
+        return accuracy, rows, counts, metrics, classes
 
     def _name_of(self, name: str) -> str:
         return self.family.paper_name(name) if self.family else ""
 
-    def _account(self, accuracy: EvalResult, firing: list[FiringRow], counts: Counts, labels: Tensor) -> Measured:
+    def _membrane_updates(self) -> tuple[float | None, int]:
+        """Per sample, and the number of samples: the neurons run once more for it, so a few stand for all."""
+        x, _ = self.first_batch(min(_UPDATE_SAMPLES, self.cfg.val_batch_size))
+        with self.precision.autocast():
+            return membrane_updates(self.model, x), len(x)
+
+    def _account(
+        self,
+        accuracy: EvalResult,
+        firing: list[FiringRow],
+        counts: Counts,
+        neurobench: NeuroBench,
+        labels: Tensor,
+    ) -> Measured:
         rates = {row.name: row.rate for row in firing}
         modes = ("exact", "formula") if self.mode == "exact" else ("formula",)
         reports = {mode: self._energy(mode, counts, rates, labels) for mode in modes}
@@ -209,7 +234,7 @@ class Measurement:
             memory_pJ_per_byte=self.hardware.memory_pj_per_byte or 0.0,
             first_conv=reports[self.mode].first_conv,
         )
-        models, left_out = self._models(reports[modes[0]], counts, firing)
+        models, left_out = self._models(reports[modes[0]], counts, firing, neurobench.spikes)
         return Measured(
             accuracy=accuracy,
             firing=firing,
@@ -217,6 +242,7 @@ class Measurement:
             energy=replace(reports.pop(self.mode), extras=extras),
             others=list(reports.values()),
             models=models,
+            neurobench=neurobench,
             family=self.family,
             convention=self.cfg.ann_attention,
             notes=[
@@ -248,15 +274,9 @@ class Measurement:
         ]
 
     def _models(
-        self, report: EnergyReport, counts: Counts, firing: list[FiringRow]
+        self, report: EnergyReport, counts: Counts, firing: list[FiringRow], spikes: Mapping[str, float]
     ) -> tuple[list[ModelTotal], list[str]]:
-        names = {module: name for name, module in neurons_of(self.model).items()}
-        spikes = {
-            names[self.sources[row.name]]: sum(row.nonzero) / counts.samples
-            for row in firing
-            if self.sources[row.name] in names
-        }
-        work = workload(report, counts, dict(self.model.named_modules()), spikes)
+        work = workload(report, counts, named_modules(self.model), spikes)
         products = self.family.twin_products(self.cfg.ann_attention) if self.family else None
         return model_totals(self.cfg.energy_model, work, products, self.hardware, mean_rate(firing))
 

@@ -59,6 +59,7 @@ def reset_neurons(model: nn.Module) -> None:
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module; the model itself under the name of its class."""
     return {name or type(module).__name__: module for name, module in model.named_modules()}
 
 

@@ -11,6 +11,7 @@ from utils.measure import firing
 from utils.measure.measurement import Measurement, checkpoint_facts
 from utils.report.comparison import Comparison
 from utils.report.figures import draw_comparison, draw_energy, draw_firing_rates, draw_sweep
+from utils.report.models import model_picture
 from utils.report.page import write_page
 from utils.report.rates import RatesReport
 from utils.report.report import Report, write_layers_csv
@@ -54,15 +55,18 @@ def write_report(report: Report, folder: Path) -> None:
     if report.sweep:
         draw_sweep(report.sweep, folder / "sweep.png", report.title)
         written.append("sweep.png")
+    ratios = model_picture(m.models, report.title)
     firing.write_csv(folder / "firing.csv", m.firing)
     write_layers_csv(folder / "layers.csv", m.energy)
     report.write_json(folder / "report.json")
-    for picture in report.attention_maps:
+    for picture in [*report.attention_maps, *([ratios] if ratios else [])]:
         picture.write(folder)
         written.append(picture.name)
     sizes = f"{m.family.shape.description}, " if m.family else ""
     subtitle = f"{sizes}T = {m.counts.time_steps}"
-    write_page(folder / "report.html", "report.html", title=report.title, subtitle=subtitle, report=report)
+    write_page(
+        folder / "report.html", "report.html", title=report.title, subtitle=subtitle, report=report, ratios=ratios
+    )
     logger.info(f"\nwritten: {folder}/{{{', '.join(written)}}}")
 
 

@@ -1,11 +1,18 @@
-"""The models of energy in a report: one row each, for the terminal and the page."""
+"""The models of energy in a report: a table for the terminal and the page, and the picture of ratios and rates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from utils.measure.models.totals import ModelTotal
 from utils.report import tables
+from utils.report.pictures import Picture, picture_of
+from utils.run.plot_style import BLUE, GREEN, ORANGE, VERMILION, plain
+
+_COLOURS = (BLUE, VERMILION, GREEN, ORANGE)
+_RATES = [10 ** (-3 + 3 * i / 60) for i in range(61)]  # 0.001 to 1
 
 
 def model_cells(totals: Sequence[ModelTotal]) -> tables.Cells:
@@ -41,3 +48,30 @@ def model_lines(totals: Sequence[ModelTotal]) -> list[str]:
 
 def _steps(total: ModelTotal) -> str:
     return f"{total.time_steps} time step{'s' * (total.time_steps > 1)} can count"
+
+
+def model_picture(totals: Sequence[ModelTotal], title: str) -> Picture | None:
+    """How many times the energy of this network its twins need, over the mean firing rate; the measured rate marked.
+
+    None where no twin is known or nothing fires.
+    """
+    shown = [total for total in totals if total.firing_rate and total.ratio() is not None]
+    if not shown:
+        return None
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, total in zip(_COLOURS, shown, strict=False):
+        for quantised, line, fill in ((False, "-", colour), (True, "--", "none")):
+            twin = f"{total.bits}-bit twin" if quantised else "ANN twin"
+            ratios = [total.ratio(quantised, rate) or float("nan") for rate in _RATES]
+            axes.plot(_RATES, ratios, line, color=colour, label=f"{total.model.name}, {twin}")
+            here = [total.firing_rate or 0.0], [total.ratio(quantised) or 0.0]
+            axes.plot(*here, "o", color=colour, markerfacecolor=fill, markersize=6)
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.axvline(shown[0].firing_rate or 0.0, color="grey", linewidth=1, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="mean firing rate (all neurons in proportion; circles: this network)")
+    axes.set(ylabel="energy of the twin / of this network", xlim=(_RATES[0], 1))
+    axes.set_title(f"{title}\nabove 1 this network needs less, below 1 the twin", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    plain(axes)
+    return picture_of(figure, "ratio.png", dpi=130)

@@ -55,8 +55,9 @@ class Report:
         totals = tables.terminal(*cells.total_cells(m))
         found.append(("Totals per sample", "\n".join([totals, *cells.total_lines(m)])))
         if m.models:
-            lines = [tables.terminal(*model_cells(m.models), left=1), *model_lines(m.models)]
-            found.append(("Energy by model", "\n".join(lines)))
+            incomplete = " (INCOMPLETE, as the totals are)" if m.energy.incomplete else ""
+            table = tables.terminal(*model_cells(m.models), left=1)
+            found.append((f"Energy by model{incomplete}", "\n".join([table, *model_lines(m.models)])))
         if spread := m.energy.per_sample:
             lines = [tables.terminal(*cells.spread_cells(spread), left=1), *cells.spread_lines(spread)]
             found.append(("Spread between samples", "\n".join(lines)))
@@ -97,6 +98,7 @@ class Report:
                 ratio=twin.attention_ratio,
             ),
             "energy_models": [total.as_dict() for total in m.models],
+            "neurobench": m.neurobench.as_dict(),
             "verification": None
             if self.verification is None
             else asdict(self.verification) | {"passed": self.verification.passed},

@@ -35,6 +35,8 @@ def build_model(cfg: Config) -> nn.Module:
                 module.momentum = cfg.bn_momentum
             if cfg.bn_eps is not None:
                 module.eps = cfg.bn_eps
+            if cfg.bn_init_bias and module.affine:
+                nn.init.constant_(module.bias, cfg.bn_init_bias)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,10 +17,12 @@ from torch import Tensor
 from utils.config.settings import Config
 from utils.errors import USAGE_ERROR, Stopped, UserError
 from utils.run.allocator import keep_freed_memory
+from utils.run.faults import ended_worker, lost_partner
 from utils.run.launcher import Place, find_place, join
 
 # How long processes wait for one that converts or downloads data; NCCL would give up after 10 minutes.
 _WAIT_TIMEOUT = timedelta(days=1)
+_FAREWELL = 3.0  # seconds that the first process waits for the others when it fails
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,10 @@ def distributed(cfg: Config) -> Iterator[Process]:
     """Join the process group that the environment of a launcher describes, and leave it at the end.
 
     When a process fails, the launcher ends the others. The first one to fail shows its error; the others, which fail
-    because of it, show none.
+    because of it, show none. Where a process was killed, its partners say so.
 
     Raises:
-        UserError: no such device, two processes on one GPU, or a process that does not come.
+        UserError: no such device, two processes on one GPU, a process that does not come, or one that was killed.
     """
     place = find_place(cfg.local_rank)
     device = choose_device(cfg.device, place)
@@ -131,10 +134,16 @@ def distributed(cfg: Config) -> Iterator[Process]:
     else:
         keep_freed_memory()
     if place.world_size == 1:
-        yield Process(0, 1, device)
+        try:
+            yield Process(0, 1, device)
+        except (RuntimeError, OSError, EOFError) as error:
+            if message := ended_worker(error):
+                raise message from error
+            raise
         return
     store, rank, world_size = join(place), place.rank, place.world_size
     backend = "nccl" if device.type == "cuda" else "gloo"
+    failed = False
     dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
     try:
         control = patient_group()
@@ -145,21 +154,37 @@ def distributed(cfg: Config) -> Iterator[Process]:
         # All processes stop together.
         raise
     except Exception as error:
-        if not _is_first_to_fail(store):
-            sys.exit(USAGE_ERROR if isinstance(error, UserError) else 1)
-        if isinstance(error, UserError):
-            error.in_every_process = False
-        raise
+        failed = True
+        lost = lost_partner(error)
+        shown = ended_worker(error) or lost or error
+        # Without the store, the process that held it has ended. It may have been killed, so one that lost it says so.
+        first = _failures(store, 1)
+        if first != 1 and not (first is None and lost):
+            sys.exit(USAGE_ERROR if isinstance(shown, UserError) else 1)
+        if isinstance(shown, UserError):
+            shown.in_every_process = False
+        if shown is error:
+            raise
+        raise shown from error
     finally:
         dist.destroy_process_group()
+        if failed and rank == 0:
+            _outlast(store, world_size)
 
 
-def _is_first_to_fail(store: dist.Store) -> bool:
+def _failures(store: dist.Store, more: int) -> int | None:
+    """How many processes have failed, `more` of them now; None where the process that held the store has ended."""
     try:
-        return store.add("failures", 1) == 1
+        return store.add("failures", more)
     except RuntimeError:
-        # The process that held the store has ended, so it failed before this one.
-        return False
+        return None
+
+
+def _outlast(store: dist.Store, world_size: int) -> None:
+    """Hold the store until the others, which now lose their connections, have seen in it that an error was shown."""
+    until = time.monotonic() + _FAREWELL
+    while (_failures(store, 0) or world_size) < world_size and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def choose_device(name: str, place: Place) -> torch.device:

@@ -103,8 +103,9 @@ def _why_not(value: Any, expected: Any) -> str:
         return "is missing" if value is None else f"is of type {type(value).__name__}, expected a tensor"
     if value.shape != expected.shape:
         return f"has the shape {list(value.shape)}, expected {list(expected.shape)}"
-    if value.layout is not torch.strided or value.is_floating_point() != expected.is_floating_point():
-        return f"is of {str(value.dtype).removeprefix('torch.')}, {value.layout}, expected {expected.dtype}"
+    plain = value.layout is torch.strided and not value.is_meta
+    if not plain or value.is_floating_point() != expected.is_floating_point():
+        return f"is of {value.dtype}, {value.layout}, {value.device}, expected {expected.dtype} with values"
     return "" if bool(torch.isfinite(value).all()) else "is NaN or infinite"
 
 

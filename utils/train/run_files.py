@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.config.parse import to_yaml
 from utils.config.settings import Config
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import open_regular, replacing
 from utils.run.console import logger
 from utils.run.plugins import keep_copies
 
@@ -103,15 +103,21 @@ def _start_wandb(cfg: Config, folder: Path) -> Any:
 
 def _keep_rows_before(path: Path, epoch: int, epoch_of: Callable[[str], Any]) -> None:
     """Delete the lines of a summary from `epoch` on, and a last line that a killed process did not finish."""
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    except FileNotFoundError:
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    kept, odd = [], 0
+    for line in lines:
         try:
-            known = int(epoch_of(line)) < epoch
-        except ValueError:
+            known = 0 <= int(epoch_of(line)) < epoch
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             known = line.startswith("epoch,") and epoch > 0  # the header
+            odd += not line.startswith("epoch,") and line.endswith("\n")
         if known and line.endswith("\n"):
             kept.append(line)
+    if odd:
+        logger.warning(f"warning: {path}: {odd} line(s) are no rows of a run and are deleted")
     with replacing(path) as temporary:
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(kept), encoding="utf-8", errors="surrogateescape", newline="")

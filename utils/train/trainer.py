@@ -41,7 +41,7 @@ from utils.run.precision import Precision
 from utils.run.reproduce import seed_step, set_deterministic
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, CheckpointStore
 from utils.train.cuda_graph import WARM_UP, why_not
-from utils.train.curves import draw_curves
+from utils.train.curves import drawn
 from utils.train.optim import learning_rate, make_optimizer, make_schedule, peak_learning_rate, set_learning_rate
 from utils.train.recovery import Recovery
 from utils.train.run_files import RunLog
@@ -63,8 +63,8 @@ def _try_compiler() -> None:
         torch.compile(lambda x: x * factor)(torch.ones(4))
     except RuntimeError as error:
         raise UserError(
-            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, set "
-            "CXX to its path, or leave compile out"
+            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, "
+            "set CXX to its path, or leave compile out"
         ) from error
 
 
@@ -135,6 +135,11 @@ class Trainer:
         self.store = CheckpointStore(folder, cfg.checkpoint_hist, decreasing=cfg.eval_metric == "loss")
         self.recovery = Recovery(cfg, process, self.state, self.store)
         self.start_epoch, self.sums = self.recovery.resume() if cfg.resume else (0, None)
+        if self.sums is not None and self.sums.steps > self.steps:
+            raise UserError(
+                f"checkpoint {cfg.resume}: it is in an epoch after step {self.sums.steps}, and an epoch now has "
+                f"{self.steps} steps; resume with the data and batch size that it was written with, or from {LAST}"
+            )
         if cfg.start_epoch is not None:
             if cfg.start_epoch >= self.num_epochs:
                 raise UserError(
@@ -247,12 +252,16 @@ class Trainer:
     def evaluate(self, epoch: int) -> dict[str, EvalResult]:
         """Results of the trained weights and, where there is one, of their moving average."""
         state, process = self.state, self.process
-        models: dict[str, nn.Module] = {"eval": self.compiled}
         if process.world_size > 1:
             # All processes evaluate the running statistics that are saved: rank 0's, or the mean over processes.
             distribute_bn(state.model, process.world_size, reduce=self.cfg.dist_bn == "reduce")
         if state.ema is not None:
             process.broadcast_buffers(state.ema.module)
+        # Whatever fails from here to the end of the epoch (a damaged sample, a full disk), its training is kept. Not
+        # before: only now all processes have one state.
+        self.recovery.save(epoch, self._finished)
+        models: dict[str, nn.Module] = {"eval": self.compiled}
+        if state.ema is not None:
             models["ema"] = state.ema.module
             if self.cfg.model_ema_force_cpu:
                 models["ema"] = copy.deepcopy(state.ema.module).to(process.device)
@@ -264,7 +273,6 @@ class Trainer:
 
         def on_step(done: int) -> None:
             if done <= common and self.recovery.must_stop():
-                self.recovery.save(epoch, self._finished)
                 raise self.recovery.stopped()
 
         with self.recovery.kept(epoch):
@@ -330,5 +338,5 @@ class Trainer:
         unit = "" if self.cfg.eval_metric == "loss" else "%"
         logger.info(
             f"best {self.cfg.eval_metric}: {metric:.2f}{unit} in epoch {epoch + 1}, {self.folder / BEST}; "
-            f"curves in {draw_curves(self.folder)}"
+            f"{drawn(self.folder)}"
         )

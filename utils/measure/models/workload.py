@@ -92,7 +92,7 @@ def workload(
     Args:
         report: of the mode `exact` or `formula`; its rows price the synaptic operations.
         counts: what it was made from.
-        modules: path -> module of the model (`model.named_modules()`), for kernel sizes, biases and leaks.
+        modules: path -> module of the model (`named_modules`), for kernel sizes, biases and leaks.
         spikes: neuron layer -> spikes per sample; the mean rate of the others stands in where one is missing.
     """
     counted = {one.name: one for one in (*counts.layers, *counts.sums)}
