@@ -182,8 +182,8 @@ def _dense(module: nn.Module, x: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return x.numel() * module.out_features
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    places, geometry = x.shape[-len(module.kernel_size) :], Geometry.of(module)
-    met = math.prod(int(geometry.taps(axis, size).sum()) for axis, size in enumerate(places))  # per channel
+    places = tuple(x.shape[-len(module.kernel_size) :])
+    met = int(Geometry.of(module).place_taps(places).sum())  # per channel
     return x.numel() // math.prod(places) * met * (module.out_channels // module.groups)
 
 
