@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from utils.measure.firing import FiringRow
-from utils.measure.synapse_counts import COUNTED, Counts, Geometry
+from utils.measure.geometry import Geometry
+from utils.measure.synapse_counts import COUNTED, Counts
 from utils.measure.synapses import named_modules, neurons_of
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked
@@ -181,8 +182,8 @@ def _dense(module: nn.Module, x: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return x.numel() * module.out_features
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    places, geometry = x.shape[-len(module.kernel_size) :], Geometry.of(module)
-    met = math.prod(int(geometry.taps(axis, size).sum()) for axis, size in enumerate(places))  # per channel
+    places = tuple(x.shape[-len(module.kernel_size) :])
+    met = int(Geometry.of(module).place_taps(places).sum())  # per channel
     return x.numel() // math.prod(places) * met * (module.out_channels // module.groups)
 
 
