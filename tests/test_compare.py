@@ -134,6 +134,7 @@ def test_what_differs_is_said(trained, networks):
         (["{folder}/a.pth.tar"], "a.pth.tar holds no settings (config), as those of train.py do; measure it with"),
         (["{folder}/T1", "{folder}/T1/model_best.pth.tar"], "model_best.pth.tar is given twice"),
         (["{folder}/broken.json"], "broken.json: no JSON"),
+        (["{folder}/deep.json"], "deep.json: no JSON"),
         (["{folder}/list.json"], "list.json: no report of a measured checkpoint"),
         ([str(ROOT / "data/paper/table_s1_8_512.json")], "no report of a measured checkpoint (KeyError: 'config')"),
         (["{folder}/out/alone", "--mac-pj", "3"], "report.json: its costs are"),
@@ -142,7 +143,7 @@ def test_what_differs_is_said(trained, networks):
         (["{folder}/T1", "--time-steps", "2"], "leave out time_steps"),
         (["{folder}/T1", "-c", "{folder}/tiny.yml"], "leave out dim, in_channels, layer"),
         (["{folder}/T1", "--verify"], "verify measures one checkpoint, and compare has several"),
-        (["{folder}/T1", "--resume", "a.pth.tar"], "exclude each other; use resume to measure a checkpoint"),
+        (["{folder}/T1", "--from-rates", "a.json"], "exclude each other; use resume to measure a checkpoint"),
         (["{folder}/T1", "--dataset", "digit"], "dataset: 'digit' is unknown"),
         (["{folder}/old.pth.tar"], "compare: {folder}/old.pth.tar: time_steps: 0 is not valid"),
     ],
@@ -150,6 +151,7 @@ def test_what_differs_is_said(trained, networks):
 def test_bad_input_ends_in_one_clear_message(trained, argv, expected):
     report = json.loads((trained / "out" / "alone" / "report.json").read_text())
     (trained / "broken.json").write_text("{")
+    (trained / "deep.json").write_text("[" * 100_000)
     (trained / "list.json").write_text("[1]")
     (trained / "formula.json").write_text(json.dumps(report | {"totals": report["totals"][1:]}))
     (trained / "text.json").write_text(json.dumps(report | {"top1_percent": "high"}))

@@ -287,7 +287,7 @@ def test_what_is_read_does_not_lie_where_the_report_is_written(measured, key):
         ([], "no checkpoint given"),
         (["--from-rates", "x.json", "--energy-mode", "exact"], "needs the spikes"),
         (["--from-rates", "x.json", "--verify"], "verify needs a checkpoint"),
-        (["--from-rates", "x.json"], "cannot be read"),
+        (["--from-rates", "x.json"], "x.json: no such file"),
     ],
 )
 def test_without_a_checkpoint(tmp_path, monkeypatch, argv, expected):

@@ -12,7 +12,7 @@ from typing import Any
 from utils.config.parse import config_from
 from utils.config.rules import OF_A_CHECKPOINT
 from utils.config.settings import SETTINGS, Config
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import read_text
 from utils.measure.energy import PJ_PER_MJ
 from utils.measure.latency import median_latencies_ms, run_ms
@@ -174,8 +174,8 @@ def _of_report(path: Path, name: str, cfg: Config) -> Compared:
         content = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}); give a checkpoint or a {_REPORT}") from error
-    except ValueError as error:
-        raise UserError(f"{place}: no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: no JSON ({first_line(error)}); give a checkpoint or a {_REPORT}") from error
     try:
         return _read(content, str(path), name, cfg, place)
     except UserError:

@@ -63,8 +63,8 @@ def _try_compiler() -> None:
         torch.compile(lambda x: x * factor)(torch.ones(4))
     except RuntimeError as error:
         raise UserError(
-            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, set "
-            "CXX to its path, or leave compile out"
+            f"compile: torch.compile does not work here ({first_line(error)}); install a C++ compiler, such as g++, "
+            "set CXX to its path, or leave compile out"
         ) from error
 
 
@@ -230,7 +230,6 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = sums
-        self.recovery.note(sums)
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:
