@@ -73,6 +73,20 @@ def ranks(world_size: int) -> list[dict[str, str]]:
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
+def in_folder(target: Callable[..., Any], argv: list[str], folder: str) -> None:
+    """What a process of torchrun does, which must return where it succeeds: run `target(argv)` in `folder`."""
+    import torch
+
+    torch.set_num_threads(1)  # as in `_run`
+    os.chdir(folder)
+    with Path("output.txt").open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            target(argv)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+
+
 def _run(target: Callable[..., Any], args: tuple[Any, ...], env: dict[str, str], cwd: Path) -> None:
     os.environ.update(env)
     os.chdir(cwd)

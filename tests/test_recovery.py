@@ -134,6 +134,34 @@ def test_every_kind_of_run_goes_on_to_the_bit(tmp_path, name):
     assert_same(outcome(whole), outcome(killed))
 
 
+def killed_once(argv: list[str]) -> None:
+    """Train; the first time, this process kills itself at its seventh event."""
+    if os.environ["RANK"] == "1" and not os.path.exists("was_killed"):
+        with open("was_killed", "w"):
+            pass
+        processes.train_until(argv, 7)
+    processes.train(argv)
+
+
+def test_torchrun_starts_a_killed_pair_again_and_it_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """Through the function that torchrun calls, so that its processes start from the prepared server of these tests."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    whole, killed = two_folders(tmp_path)
+    argv = arguments("-b", "24", "--epochs", "1")
+    run_whole(whole, 2, "-b", "24", "--epochs", "1")
+    port = processes.ranks(1)[0]["MASTER_PORT"]
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=2, start_method="forkserver", monitor_interval=0.1,
+        rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}", run_id="kill",
+    )  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    elastic_launch(config, processes.in_folder)(killed_once, argv, str(killed))
+    assert (killed / "was_killed").exists()
+    assert "resumed output/train/run/" in (killed / "output.txt").read_text()
+    assert_same(outcome(whole), outcome(killed))
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_in_good_order(folder, number, status):
     child = processes.start(processes.train, arguments("--epochs", "500"), cwd=folder)
