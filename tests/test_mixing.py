@@ -130,7 +130,7 @@ def test_a_range_without_a_side_of_a_box_is_refused_before_the_first_batch(minma
     if fits:
         check_boxes(cfg, 32, 16)
     else:
-        with pytest.raises(UserError, match="cutmix_minmax: .* holds no side of a box"):
+        with pytest.raises(UserError, match=r"cutmix_minmax: .* holds no side of a box"):
             check_boxes(cfg, 32, 16)
 
 
