@@ -15,7 +15,7 @@ help:
 	@echo "make bench-gpu  the same on a CUDA device, also with ImageNet sizes"
 	@echo "make lint    check style and types only"
 	@echo "make format  correct the style where that can be done automatically"
-	@echo "make figures draw the pictures of the README again"
+	@echo "make figures draw the pictures of the README and write the figures in docs/energy.md again"
 	@echo "VENV=DIR and PYTHON=python3.12 choose the folder of the environment and the interpreter"
 
 # Packages are installed again when a requirements file is newer than the last complete installation.
@@ -32,10 +32,11 @@ demo: $(STAMP)
 	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
 		--attention-map 4 --verify
 
-# Draws the pictures of the README from a run of the demo.
+# Draws the pictures of the README, and writes the figures in docs/energy.md, from a run of the demo.
 figures: demo
 	$(BIN)/python firing_num.py -c conf/digits/1_64_15E_t4.yml --resume $(DEMO)/model_best.pth.tar \
 		--attention-map 4 --verify --sweep-T 1 2 4 8
+	$(BIN)/python -m benchmarks.docs_figures output/firing/demo/report.json
 	cp $(DEMO)/curves.png imgs/demo_curves.png
 	for name in firing energy ratio attention sweep; do cp output/firing/demo/$$name.png imgs/demo_$$name.png; done
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -29,14 +30,33 @@ def start(target: Callable[..., Any], *args: Any, env: dict[str, str] | None = N
     return process
 
 
-def finish(*processes: BaseProcess, timeout: float = 120.0) -> list[int | None]:
-    """Wait for the children; their exit codes, negative for signals. A child that hangs is killed."""
+def finish(*processes: BaseProcess, idle: float = 60.0, most: float = 900.0) -> list[int | None]:
+    """Wait for the children; their exit codes, negative for signals. A child that hangs is killed.
+
+    A busy machine makes a child slow, but a child that hangs computes nothing: it is one that has used no processor for
+    `idle` seconds. One that has not ended after `most` seconds hangs too, in an endless loop.
+    """
+    started = time.monotonic()
     for process in processes:
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+        used, since = _seconds_of_processor(process), time.monotonic()
+        while process.exitcode is None:
+            process.join(1.0)
+            now = _seconds_of_processor(process)
+            if now > used:
+                used, since = now, time.monotonic()
+            if process.exitcode is None and (time.monotonic() - since > idle or time.monotonic() - started > most):
+                process.kill()
+                process.join()
     return [process.exitcode for process in processes]
+
+
+def _seconds_of_processor(process: BaseProcess) -> float:
+    """What a process and the children that it has waited for have used; 0 where that is not known."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(float, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def ranks(world_size: int) -> list[dict[str, str]]:

@@ -253,9 +253,63 @@ def test_a_silent_network_has_no_ratio():
     assert compare(shape, silent).attention_ratio is None
 
 
+def test_extras_of_the_first_conv_are_charged_as_often_as_it_is():
+    image = layer(values=Values("real", 0.1, 2.5), nonzero=[500, 500], synops=[9000, 9000])
+    counts = replace(counts_of(image, layer(name="b")), norms_per_step={"n": 20, "m": 70})
+    arguments = dict(residual_additions=None, memory_pJ_per_byte=1.0)
+
+    def charged(counts, first_conv):
+        rows = extra_rows(["batchnorm", "memory"], counts, COSTS["fp32"], first_conv=first_conv, **arguments)
+        return [row.operations for row in rows]
+
+    each_step = [2 * (20 + 70), memory_bytes(counts, COSTS["fp32"])]
+    assert charged(counts, "per_step") == each_step
+    assert charged(counts, "once") == [20 + 2 * 70, each_step[1] - 4 * (50 + 30 + 20)]
+    unlike = replace(counts, layers=[replace(image, nonzero=[500, 400]), *counts.layers[1:]])
+    assert charged(unlike, "once") == each_step  # no step stands for the others
+    elsewhere = replace(counts, norms_per_step={"m": 70, "n": 20})  # the first BatchNorm is not the first conv's
+    assert charged(elsewhere, "once")[0] == each_step[0]
+
+
 def test_memory_of_an_image_is_counted_in_bytes():
     spikes, image = counts_of(layer()), counts_of(layer(values=Values("real", 0.1, 2.5)))
     weights_and_outputs = 2 * 4 * (30 + 20)
     assert memory_bytes(spikes, COSTS["fp32"]) == weights_and_outputs + 2 * 50 / 8
     assert memory_bytes(image, COSTS["fp32"]) == weights_and_outputs + 2 * 50 * 4
     assert memory_bytes(image, COSTS["int8"]) == (weights_and_outputs + 2 * 50 * 4) / 4
+
+
+def test_the_spread_between_samples_adds_up_to_what_each_sample_takes_alone():
+    model = tiny_sdt().double()
+    x, labels = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0, 1, 0, 0])
+
+    def counted(batches):
+        with torch.no_grad(), SynapseRecorder(model, sums=token_sums(model)) as recorder:
+            for batch in batches:
+                model(batch)
+        return recorder.counts()
+
+    def charged(batches, labels=None, first_conv="once"):
+        return account(counted(batches), first_conv=first_conv, labels=labels)
+
+    alone = torch.tensor([charged([one]).total_pJ for one in x.split(1)], dtype=torch.float64)
+    assert len(set(alone.tolist())) == 5
+    for first_conv in ("once", "per_step"):
+        report = charged(x.split([3, 2]), labels, first_conv)
+        assert report.per_sample.energy_pJ.mean == pytest.approx(report.total_pJ)
+    spread = charged(x.split([3, 2]), labels).per_sample
+    assert spread.energy_pJ.minimum == pytest.approx(float(alone.min()))
+    assert spread.energy_pJ.sd == pytest.approx(float(alone.std()))
+    assert spread.worst == int(alone.argmax())
+    assert spread.by_class[0][1].mean == pytest.approx(float(alone[labels == 0].mean()))
+    assert (spread.by_class[0][1].samples, spread.by_class[1][1].samples) == (3, 2)
+    assert account(replace(counted([x]), by_sample=None)).per_sample is None
+
+
+def test_figures_of_the_docs_are_written_where_they_are_marked():
+    from benchmarks.docs_figures import DOCS, rewritten
+
+    text = "before <!-- demo: pool -->old<!-- end --> after"
+    assert rewritten(text, {"pool": "new"}) == "before <!-- demo: pool -->new<!-- end --> after"
+    filled = dict.fromkeys(("token_sum", "pool", "spread"), "x")
+    assert rewritten(DOCS.read_text(), filled).count("-->x<!--") == len(filled)

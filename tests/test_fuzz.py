@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 
 from tests.fuzzing.cases import GENERATORS, Case, Outcome, load_generators, make_case, run_case, shared_out
+from tests.fuzzing.worker import Worker
 from utils.errors import UserError
 
 load_generators()
@@ -52,3 +57,34 @@ def test_cases_are_shared_out():
     counts = shared_out(1000, ["settings", "schedules", "launchers"])
     assert counts["settings"] > counts["schedules"] > counts["launchers"] > 0
     assert abs(sum(counts.values()) - 1000) < 3
+
+
+def test_a_short_fuzz_finds_no_fault():
+    """`python -m tests.fuzz --cases 2000 --seed N` is the long one."""
+    with Worker(limit=120.0) as worker:
+        results = [
+            worker.run(name, 11, number)
+            for name, count in shared_out(40, sorted(GENERATORS)).items()
+            for number in range(count)
+        ]
+    assert not [str(result) for result in results if result.outcome.is_fault]
+    assert len({result.outcome for result in results}) > 1
+
+
+FAULTS = {
+    "hang": (lambda: time.sleep(600), Outcome.HANG),
+    "die": (lambda: os.kill(os.getpid(), signal.SIGKILL), Outcome.DIED),
+    "memory": (lambda: bytearray(2**45), Outcome.TRACEBACK),
+    "run": (lambda: 0, Outcome.OK),
+}
+
+
+def register_faults():
+    for name, (call, _) in FAULTS.items():
+        GENERATORS[name] = lambda rng, folder, call=call: Case("planted", call, ("key",))
+
+
+def test_a_case_that_hangs_or_dies_is_told_and_costs_no_other_case():
+    with Worker(limit=2.0, prepare=register_faults) as worker:
+        found = {name: worker.run(name, 0, 0).outcome for name in FAULTS}
+    assert found == {name: outcome for name, (_, outcome) in FAULTS.items()}

@@ -265,9 +265,13 @@ def test_two_ways_of_repeating_samples_exclude_each_other() -> None:
         loaders(aug_repeats=3, epoch_repeats=2.0)
 
 
-def test_the_training_set_can_be_sent_to_spawned_workers() -> None:
-    loader = loaders(**AUGMENTED).train.batches
-    pickle.loads(pickle.dumps(loader.dataset))  # type: ignore[attr-defined]
+def test_the_training_set_sent_to_spawned_workers_gives_the_same_samples() -> None:
+    here = loaders(**AUGMENTED).train.batches.dataset  # type: ignore[attr-defined]
+    there = pickle.loads(pickle.dumps(here))
+    picks = [Pick(sample, 3, position) for position, sample in enumerate((5, 900, 5))]
+    for (image, label), (other, other_label) in zip(here.__getitems__(picks), there.__getitems__(picks), strict=True):
+        assert torch.equal(torch.as_tensor(image), torch.as_tensor(other))
+        assert label == other_label
 
 
 def test_collate_keeps_odd_last_batches() -> None:

@@ -85,11 +85,11 @@ def two_folders(tmp_path):
     return folders
 
 
-@pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 12), (2, 2, 10)])
+@pytest.mark.parametrize(("world_size", "seed", "kills"), [(1, 1, 7), (2, 2, 6)])
 def test_a_killed_run_ends_like_one_that_was_never_stopped(tmp_path, world_size, seed, kills):
     whole, killed = two_folders(tmp_path)
     # Long enough that no run comes to its end before its last kill.
-    size = ["--epochs", "8", "-b", str(48 // world_size)]
+    size = ["--epochs", "6", "-b", str(48 // world_size)]
     run_whole(whole, world_size, *size)
 
     draw = random.Random(seed)
@@ -153,8 +153,8 @@ def test_a_signal_ends_the_run_in_good_order(folder, number, status):
     assert newest.exists() or (folder / "output/train/run/last.pth.tar").exists()
 
 
-def test_a_torn_checkpoint_is_named_and_an_older_one_taken(folder):
-    run_whole(folder)
+def test_a_torn_checkpoint_is_named_and_an_older_one_taken(finished):
+    folder = finished
     run = folder / "output/train/run"
     last = run / "last.pth.tar"
     content = last.read_bytes()
@@ -170,8 +170,8 @@ def test_a_torn_checkpoint_is_named_and_an_older_one_taken(folder):
     assert good
 
 
-def test_an_older_checkpoint_of_a_run_cannot_overwrite_the_later_ones(folder):
-    run_whole(folder)
+def test_an_older_checkpoint_of_a_run_cannot_overwrite_the_later_ones(finished):
+    folder = finished
     older = min((folder / "output/train/run").glob("checkpoint-*"))
     before = {path: path.read_bytes() for path in older.parent.glob("*.pth.tar")}
     argv = ["-c", "tiny.yml", "--resume", str(older), "-j", "0"]
@@ -185,8 +185,8 @@ def test_an_older_checkpoint_of_a_run_cannot_overwrite_the_later_ones(folder):
     assert (folder / "output/train/branch/model_best.pth.tar").exists()
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder):
-    run_whole(folder)
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(finished):
+    folder = finished
     before = read_checkpoint(folder / "output/train/run/last.pth.tar")
     child = processes.start(train_on_a_full_disk, cwd=folder)
     assert processes.finish(child) == [2], (folder / "output.txt").read_text()
@@ -206,8 +206,8 @@ def train_on_a_full_disk() -> None:
     processes.train(arguments("--epochs", "5"))
 
 
-def test_a_changed_setting_is_named_on_resume(folder):
-    run_whole(folder)
+def test_a_changed_setting_is_named_on_resume(finished):
+    folder = finished
     run_whole(folder, 1, "--epochs", "3", "--lr", "1e-3")
     text = (folder / "output.txt").read_text()
     assert "warning: settings that differ from those in output/train/run/last.pth.tar" in text
@@ -219,15 +219,15 @@ def test_a_changed_setting_is_named_on_resume(folder):
     assert lines[3]["lr"] == pytest.approx(1e-5)
 
 
-def test_another_optimizer_is_refused_on_resume(folder):
-    run_whole(folder)
+def test_another_optimizer_is_refused_on_resume(finished):
+    folder = finished
     child = processes.start(processes.train, arguments("--opt", "sgd"), cwd=folder)
     assert processes.finish(child) == [2]
     assert "its optimizer is 'adamw', opt is 'sgd'" in (folder / "output.txt").read_text()
 
 
-def test_a_run_cannot_begin_where_its_first_weights_lie(folder):
-    run_whole(folder)
+def test_a_run_cannot_begin_where_its_first_weights_lie(finished):
+    folder = finished
     argv = ["-c", "tiny.yml", "--experiment", "run", "--initial-checkpoint", "output/train/run/last.pth.tar"]
     assert processes.finish(processes.start(processes.train, argv, cwd=folder)) == [2]
     assert "choose another --experiment" in (folder / "output.txt").read_text()
@@ -319,3 +319,10 @@ def test_what_fails_after_the_last_step_of_an_epoch_costs_no_step(tmp_path):
         assert at == "whole" or "in epoch 2 after step 5" in (folder / "output.txt").read_text()
         if at != "whole":
             assert_same(outcome(folder), outcome(tmp_path / "whole"))
+
+
+def test_the_random_kill_test(tmp_path):
+    """A round of `python -m tests.kill`."""
+    from kill import one_round
+
+    print(one_round(3, tmp_path, most_kills=2))

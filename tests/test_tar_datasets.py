@@ -488,7 +488,7 @@ def test_an_info_file_of_any_content_is_one_message(shards: Path, seed: int) -> 
     for key in place[:-1]:
         holder = holder[key]
     holder[place[-1]] = value = draw.choice(garbage)
-    if value in ({}, []) and place in (("splits",), ("splits", "train", "filenames")):
+    if value == {} and place == ("splits",):
         return
     (shards / "_info.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"_info\.json: splits") as caught:

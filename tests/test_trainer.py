@@ -22,7 +22,7 @@ from utils.run.reproduce import seed_step
 from utils.train import trainer as trainer_module
 from utils.train.checkpoint_store import BEST, LAST, RECOVERY, read_checkpoint
 from utils.train.optim import learning_rate
-from utils.train.step import TrainResult, make_step
+from utils.train.step import EpochSums, TrainResult, make_step
 from utils.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -151,6 +151,7 @@ def test_with_an_engine_weights_and_average_are_evaluated_on_it(build, monkeypat
     seen = []
     monkeypatch.setattr(trainer_module, "for_evaluation", lambda model: seen.append(model) or model)
     trainer = build(model_ema=True, engine=engine)
+    trainer._finished = EpochSums(CPU)
     with trainer.files():
         trainer.evaluate(0)
     assert seen == [trainer.state.model, trainer.state.ema.module][:times]

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,16 +26,17 @@ class Worker:
 
     Args:
         limit: seconds after which a case counts as a hang.
+        prepare: called in the process first; registers what makes cases.
     """
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, prepare: Callable[[], None] = load_generators) -> None:
+        self._limit, self._prepare = limit, prepare
         self._start()
 
     def _start(self) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-        self._process = _context.Process(target=_serve, args=(theirs, self._folder))
+        self._process = _context.Process(target=_serve, args=(theirs, self._folder, self._prepare))
         self._process.start()
         theirs.close()
         self._connection.recv()  # it has imported everything: that is no part of a case
@@ -72,9 +74,9 @@ class Worker:
         self.close()
 
 
-def _serve(connection: Connection, folder: Path) -> None:
+def _serve(connection: Connection, folder: Path, prepare: Callable[[], None]) -> None:
     os.setsid()
-    load_generators()
+    prepare()
     import torch
 
     torch.set_num_threads(1)

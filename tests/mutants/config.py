@@ -25,10 +25,10 @@ MUTANTS = faults(
     ),
     (
         _FIELD,
-        "if not math.isfinite(number):",
-        "if math.isnan(number):",
-        "a learning rate may be infinite",
-        "test_config.py::test_a_number_is_finite_and_written_in_digits",
+        '"low": (">=", ge)',
+        '"low": (">=", gt)',
+        "an included bound is refused: reprob 0",
+        "test_config.py::test_every_setting_has_help_and_a_valid_default",
     ),
     (
         _FIELD,

@@ -96,8 +96,8 @@ MUTANTS = faults(
     ),
     (
         _LOG,
-        "known = int(epoch_of(line)) < epoch",
-        "known = int(epoch_of(line)) <= epoch",
+        "int(epoch_of(line)) < epoch",
+        "int(epoch_of(line)) <= epoch",
         "a resumed epoch has two lines in the summary",
         "test_run_files.py::test_a_resumed_run_writes_each_epoch_once",
     ),

@@ -7,7 +7,9 @@ from .mutant import faults
 _ENERGY, _COUNTS, _SYNAPSES = "utils/measure/energy.py", "utils/measure/synapse_counts.py", "utils/measure/synapses.py"
 _VERIFY, _FIRING, _EXTRAS = "utils/measure/verify.py", "utils/measure/firing.py", "utils/measure/energy_extras.py"
 _VALUES, _TOTALS, _SPREAD = "utils/measure/spike_values.py", "utils/measure/totals.py", "utils/measure/spread.py"
-_PROOF, _ADDITIONS, _LEDGER = (f"utils/measure/{name}.py" for name in ("proof", "additions", "ledger"))
+_PROOF, _RULES, _ADDITIONS, _LEDGER = (
+    f"utils/measure/{name}.py" for name in ("proof", "proof_rules", "additions", "ledger")
+)
 _MEASUREMENT, _PAPER = "utils/measure/measurement.py", "utils/measure/sdt/paper_energy.py"
 _REPORT, _CELLS, _PAGE = "utils/report/report.py", "utils/report/cells.py", "utils/report/page.py"
 
@@ -29,8 +31,8 @@ MUTANTS = faults(
     ),
     (
         _ENERGY,
-        " or len(set(layer.nonzero)) > 1:",
-        ":",
+        "layer.steps > 1 and len(set(layer.nonzero)) == 1",
+        "layer.steps > 1",
         "inputs that differ at every step are charged once",
         "test_energy.py::test_the_first_conv_is_charged_per_step_or_once",
     ),
@@ -84,7 +86,7 @@ MUTANTS = faults(
         "test_verify.py::test_a_network_that_multiplies_is_refused_with_operator_and_place",
     ),
     (
-        _PROOF,
+        _RULES,
         "            if made is Made.LEARNED:\n",
         "            if made is Made.INPUT:\n",
         "the proof lets a threshold take in a learned number",

@@ -15,6 +15,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from timm.utils import natural_key
 
 from utils.data.images import decode
@@ -32,7 +33,7 @@ _DIGITS = 12  # of a number in a pattern
 class _Shards(Record):
     """The shards of one split."""
 
-    filenames: list[Text]
+    filenames: list[Text] = Field(min_length=1)
     num_samples: Count
 
 

@@ -233,10 +233,20 @@ def _row(layer: LayerCount, mode: str, cost: Cost, rate: list[float], charged: s
     )
 
 
+def charged_once(counts: Counts) -> bool:
+    """Whether `first_conv="once"` charges the first layer for its first step only."""
+    return bool(counts.layers) and _steps_are_equal(counts.layers[0])
+
+
+def _steps_are_equal(layer: LayerCount) -> bool:
+    """Whether one step of a first layer can stand for the others: it takes real values, the same in each."""
+    return layer.values.kind == "real" and layer.steps > 1 and len(set(layer.nonzero)) == 1
+
+
 def _charged_once(row: EnergyRow, layer: LayerCount, mode: str, cost: Cost) -> EnergyRow | None:
     """The first layer charged for its first step only; None if it takes spikes, runs once anyway, or if its steps
     differ, so that none can stand for the others."""
-    if row.kind != "MAC" or row.steps == 1 or len(set(layer.nonzero)) > 1:
+    if not _steps_are_equal(layer):
         return None
     if mode == "exact" and layer.synops is not None:
         operations = layer.synops[0] / layer.samples

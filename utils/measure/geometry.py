@@ -53,7 +53,7 @@ class Geometry:
         moved = places + before - offset * self.dilation[axis]
         return moved.div(self.stride[axis], rounding_mode="floor"), moved % self.stride[axis] == 0
 
-    def _taps(self, axis: int, size: int) -> Tensor:
+    def taps(self, axis: int, size: int) -> Tensor:
         """For each place along an axis of `size`, how many pairs of an output and a weight there are that use it."""
         before, after = self._padding(axis)
         repeats = self.mode != "zeros"  # then places of the padding stand for places inside
@@ -77,5 +77,5 @@ class Geometry:
         """For each place of an input of `size`, how many products per channel it takes part in; flat, float64, CPU."""
         taps = torch.ones(1, dtype=torch.float64)
         for axis, n in enumerate(size):
-            taps = torch.outer(taps, self._taps(axis, n)).flatten()
+            taps = torch.outer(taps, self.taps(axis, n)).flatten()
         return taps

@@ -226,8 +226,14 @@ class Measurement:
                 reports["paper"] = paper
             reports = {mode: replace(report, form=self.family.form) for mode, report in reports.items()}
             residual = self.family.shape.residual_additions_per_step()
-        memory = self.hardware.memory_pj_per_byte or 0.0
-        extras = extra_rows(self.extras, counts, self.cost, residual_additions=residual, memory_pJ_per_byte=memory)
+        extras = extra_rows(
+            self.extras,
+            counts,
+            self.cost,
+            residual_additions=residual,
+            memory_pJ_per_byte=self.hardware.memory_pj_per_byte or 0.0,
+            first_conv=reports[self.mode].first_conv,
+        )
         models, left_out = self._models(reports[modes[0]], counts, firing, neurobench.spikes)
         return Measured(
             accuracy=accuracy,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from utils.measure.firing import FiringRow
-from utils.measure.synapse_counts import COUNTED, Counts, Geometry
+from utils.measure.geometry import Geometry
+from utils.measure.synapse_counts import COUNTED, Counts
 from utils.measure.synapses import named_modules, neurons_of
 from utils.run.distributed import Process
 from utils.run.hooks import ForwardHook, Recorder, hooked

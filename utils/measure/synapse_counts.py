@@ -68,7 +68,7 @@ class Counts:
     layers: list[LayerCount]
     sums: list[LayerCount]
     neurons_per_step: dict[str, int]  # updates for one sample, by neuron layer
-    norms_per_step: dict[str, int]  # outputs for one sample, by BatchNorm layer
+    norms_per_step: dict[str, int]  # outputs for one sample, by BatchNorm layer, in the order in which they run
     time_steps: int
     samples: int
     order: list[str]  # names of layers and sums in order of computation

@@ -252,7 +252,7 @@ class SynapseRecorder(Recorder):
             layers=[row for name, row in rows.items() if name not in self._sums],
             sums=[row for name, row in rows.items() if name in self._sums],
             neurons_per_step={name: outputs[name] for name in self._neurons if outputs.get(name)},
-            norms_per_step={name: outputs[name] for name in self._norms if outputs.get(name)},
+            norms_per_step={name: n for name, n in outputs.items() if name in self._norms and n},
             time_steps=T,
             samples=samples,
             order=called,

@@ -62,7 +62,6 @@ class Recovery:
     def __init__(self, cfg: Config, process: Process, state: RunState, store: CheckpointStore) -> None:
         self.stop = StopRequest()
         self._cfg, self._process, self._state, self._store = cfg, process, state, store
-        self._progress: dict[str, Any] = {}
         self._mark = (0, 0)  # the last multiple of `recovery_interval`: epoch, number
 
     def resume(self) -> tuple[int, EpochSums | None]:
@@ -135,37 +134,23 @@ class Recovery:
 
     def save(self, epoch: int, sums: EpochSums) -> None:
         """Write the recovery checkpoint of this place in the epoch."""
-        self.note(sums)
-        self._write(epoch)
-        # A launcher that sees one process end kills the others, also the one that still writes.
-        self._process.wait_for_all()
-
-    def note(self, sums: EpochSums) -> None:
-        """Bring together how far the processes are in the epoch, for the next checkpoint."""
-        self._progress = {
+        progress = {
             "steps": sums.steps,
             "loss_sums": self._process.gather(float(sums.loss_sum)),
             "samples": self._process.gather(sums.samples),
         }
-
-    def _write(self, epoch: int) -> None:
         if self._process.is_main:
-            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, self._progress)
+            self._store.save_recovery(self._state.snapshot(self._cfg), epoch, progress)
+        # A launcher that sees one process end kills the others, also the one that still writes.
+        self._process.wait_for_all()
 
     @contextlib.contextmanager
     def kept(self, epoch: int) -> Iterator[None]:
-        """Around what follows the last step of an epoch: if it fails, the recovery checkpoint keeps the work.
-
-        The processes may fail apart from each other, so none waits for another one.
-        """
+        """Around what follows the last step of an epoch, all of which `save` has written: if it fails, say so."""
         try:
             yield
         except (Stopped, NonFiniteError):
             raise
         except Exception:
-            with contextlib.suppress(Exception):  # the first error is the one to show
-                self._write(epoch)
-                logger.info(
-                    f"the steps of epoch {epoch + 1} are kept: continue with the same command and --resume auto"
-                )
+            logger.info(f"the steps of epoch {epoch + 1} are kept: continue with the same command and --resume auto")
             raise

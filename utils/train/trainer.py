@@ -230,7 +230,6 @@ class Trainer:
             except NonFiniteError as error:
                 raise NonFiniteError(f"epoch {epoch + 1}: {error}") from error
         self._finished = sums
-        self.recovery.note(sums)
         return result
 
     def _saving_first(self, batches: Iterable[Batch]) -> Iterator[Batch]:

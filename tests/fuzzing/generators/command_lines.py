@@ -29,7 +29,7 @@ def words(rng: random.Random, folder: Path) -> Case:
         argv[rng.randrange(len(argv))] = word
     program = rng.choice((train.main, train.main, firing_num.main))
     # Whatever is wrong is one of the words, or what firing_num.py lacks beside them.
-    names = (*filter(None, {repr(word), word.partition("=")[0]}), "belongs to no option", "--", "resume")
+    names = (*filter(None, {repr(word), word.partition("=")[0]}), "belongs to no option", "--", "-c: ", "resume")
     return Case(f"{program.__module__}.py {' '.join(map(repr, argv))}", functools.partial(program, argv), names)
 
 

@@ -60,7 +60,7 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
     # What is said about a file that does not exist names the file.
-    files = [as_word(value) for value in values.values() if isinstance(value, str) and value.strip()]
+    files = [word for value in values.values() if isinstance(value, (str, dict)) and (word := as_word(value))]
     return Case(what, functools.partial(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
@@ -122,7 +122,8 @@ def _plausible_one(rng: random.Random, setting: Setting) -> Any:
     if setting.kind is bool:
         return rng.random() < 0.5 and setting.name != "compile"  # which takes a minute
     if setting.kind is int:
-        return rng.choice([v for v in SMALL_NUMBERS if isinstance(v, int)])
+        most = 2 if setting.name == "workers" else 100  # each takes seconds to start
+        return rng.choice([v for v in SMALL_NUMBERS if isinstance(v, int) and v <= most])
     if setting.kind is float:
         return rng.choice(SMALL_NUMBERS)
     if setting.kind is dict:
