@@ -17,6 +17,7 @@ from utils.measure.energy import measure_energy
 from utils.measure.family import family_of
 from utils.measure.firing import FiringRecorder, spike_sources
 from utils.measure.sdt_v2.shape import SdtV2Shape
+from utils.measure.verify import verify_spike_driven
 from utils.run.distributed import Process
 
 MACS = load_json("v2/macs_v2")
@@ -162,3 +163,17 @@ def test_golden_rates_are_those_that_are_reported():
     assert rows.keys() == golden.keys()
     for name, rate in rows.items():
         assert rate == pytest.approx(golden[name].tolist(), rel=1e-14), name
+
+
+def test_the_merged_form_is_spike_driven_and_the_form_as_trained_names_the_layers_that_are_not():
+    tensors, model = golden_model("t2_kd_odd_size")
+    x = tensors["input"][:1, :, :24, :24]  # any size works; additions are slow
+    trained = verify_spike_driven(model.eval(), x)
+    assert not trained.passed
+    inner = (".Conv.pwconv2", ".body.2.0", ".body.2.1")
+    assert set(trained.not_binary) == {n for n, _ in model.named_modules() if n.endswith(inner)}
+    assert trained.unsupported == []
+    merged = verify_spike_driven(model.fuse(), x)
+    assert merged.passed, merged.lines()
+    assert {"block3.0.attn: bmm", "block3.0.attn: bmm 2", "block4.0.mlp.fc1_conv"} <= merged.additions.keys()
+    assert {"downsample2.encode_conv", "ConvBlock2_2.0.Conv.dwconv"} <= merged.additions.keys()  # stride 2, 7x7
