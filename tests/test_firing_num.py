@@ -112,15 +112,15 @@ def test_neurobench_metrics_are_reported(full):
     assert found["membrane_update_samples"] == 8
 
 
-def test_prices_of_ones_own_come_from_a_file(folder):
-    (folder / "own.yml").write_text("chip: {source: none, mac_pj: 10, ac_pj: 2, bytes_per_value: 4}\n")
-    own = ("--hardware", str(folder / "own.yml"), "--energy-cost", "chip", "--energy-model", "flat")
-    status, report = run(folder, "own", *own)
+def test_prices_of_ones_own_come_from_a_file(measured):
+    (measured / "own.yml").write_text("chip: {source: none, mac_pj: 10, ac_pj: 2, bytes_per_value: 4}\n")
+    own = ("--hardware", str(measured / "own.yml"), "--energy-cost", "chip", "--energy-model", "flat")
+    status, report = run(measured, "own", *own)
     assert status == 0
     assert report["energy"]["cost"]["name"] == "chip"
     assert report["energy_models"] == []
     assert any("energy model flat, since preset chip has no memory_pj_per_byte" in note for note in report["notes"])
-    _, priced = run(folder, "priced", *own, "--memory-pj", "1")
+    _, priced = run(measured, "priced", *own, "--memory-pj", "1")
     assert [row["model"] for row in priced["energy_models"]] == ["flat"]
 
 

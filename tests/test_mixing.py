@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.config.parse import config_from
-from utils.data.mixing import EventMix, build_mixup
+from utils.data.mixing import EventMix, build_mixup, check_boxes
 from utils.errors import UserError
 
 B, T, SIDE, K = 6, 4, 16, 10
@@ -120,3 +120,23 @@ def test_image_settings_that_would_break_event_data_are_refused(setting, remedy)
 def test_event_settings_on_images_warn() -> None:
     cfg = config_from({"dataset": "digits", "dvs_aug": True, "event_mix": 0.5})
     assert [line.split(":")[1].split()[0] for line in cfg.warnings] == ["dvs_aug", "event_mix"]
+
+
+@pytest.mark.parametrize(
+    ("minmax", "fits"), [([0, 0], False), ([0.99, 0.991], False), ([0.5, 0.5], False), ([0, 0.1], True), ([0, 1], True)]
+)
+def test_a_range_without_a_side_of_a_box_is_refused_before_the_first_batch(minmax, fits):
+    cfg = config_from({"cutmix_minmax": minmax})
+    if fits:
+        check_boxes(cfg, 32, 16)
+    else:
+        with pytest.raises(UserError, match=r"cutmix_minmax: .* holds no side of a box"):
+            check_boxes(cfg, 32, 16)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "event_mix"])
+def test_an_alpha_that_numpy_cannot_draw_from_is_refused(name):
+    with pytest.raises(UserError, match=rf"{name} 1e-300 is too small .* use 0 \(off\), or 0.001 or more"):
+        config_from({name: 1e-300})
+    draws = np.random.default_rng(0).beta(1e-3, 1e-3, size=1000)
+    assert np.isfinite(draws).all()

@@ -319,3 +319,10 @@ def test_what_fails_after_the_last_step_of_an_epoch_costs_no_step(tmp_path):
         assert at == "whole" or "in epoch 2 after step 5" in (folder / "output.txt").read_text()
         if at != "whole":
             assert_same(outcome(folder), outcome(tmp_path / "whole"))
+
+
+def test_the_random_kill_test(tmp_path):
+    """A round of `python -m tests.kill`."""
+    from kill import one_round
+
+    print(one_round(3, tmp_path, most_kills=2))

@@ -18,6 +18,7 @@ OF_A_CHECKPOINT = tuple(
     for name, s in SETTINGS.items()
     if s.rules.group in ("Model", "Neuron") and name not in ("neuron_backend", "neuron_dtype")
 )
+_LEAST_ALPHA = 1e-3  # far below, the draws are NaN
 _MIXING = ("mixup", "cutmix", "cutmix_minmax")
 # Of each group, one at most may be given; a message names the place of the last one.
 _EXCLUSIVE = {
@@ -213,6 +214,10 @@ def _mixing(cfg: Config) -> Iterator[Finding]:
         what, off = ("jsd and ", " and jsd to false") if cfg.jsd else ("", "")
         text = f"{what}aug_splits {cfg.aug_splits} cannot be combined with mixup or cutmix; set aug_splits to 0{off}"
         yield Finding(("aug_splits", "jsd", *_MIXING), f"{text}, or mixup and cutmix to 0")
+    for name in ("mixup", "cutmix", "event_mix"):
+        if 0 < getattr(cfg, name) < _LEAST_ALPHA:
+            text = f"is too small to draw from a beta distribution; use 0 (off), or {_LEAST_ALPHA:g} or more"
+            yield _about(cfg, name, text)
     if cfg.mixes and cfg.batch_size % 2:
         remedy = f"use {cfg.batch_size + 1}, or set mixup and cutmix to 0"
         text = f"is odd, and mixup and cutmix pair the samples of a batch; {remedy}"

@@ -29,6 +29,7 @@ from utils.config.settings import Config
 from utils.data.datasets import build_dataset, build_datasets, dataset_facts, resolve_data
 from utils.data.device_loader import Batch, DeviceLoader
 from utils.data.facts import DataSettings, ImageSet
+from utils.data.mixing import check_boxes
 from utils.data.samplers import Pick, TrainSampler, eval_samples, mix_seed
 from utils.data.workers import start_worker
 from utils.errors import UserError
@@ -62,6 +63,7 @@ def build_loaders(
     `batch_size` and `val_batch_size` count samples per process. Call `set_epoch` before each epoch. With `numbered`, a
     training target is the pair of label and number of the sample in its set, int64 [B, 2].
     """
+    check_boxes(cfg, *resolve_data(cfg).input_size[1:])
     with _first_rank_first(rank):
         train_set, eval_set = build_datasets(cfg)
     sampler = _train_sampler(cfg, len(train_set), rank, world_size)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from utils.config.settings import Config
 from utils.data.datasets import dataset_facts
+from utils.errors import UserError
 
 # Images or frames and labels [B] -> mixed ones and targets [B, K]
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -78,6 +79,18 @@ class EventMix:
         mask = torch.zeros(density.numel(), dtype=torch.bool, device=device)
         mask[density.flatten().topk(count).indices] = True
         return mask.view(shape)
+
+
+def check_boxes(cfg: Config, height: int, width: int) -> None:
+    """UserError if no whole number of pixels lies in the range of cutmix_minmax, from which timm draws a side."""
+    if cfg.cutmix_minmax is None:
+        return
+    low, high = cfg.cutmix_minmax
+    for side in (height, width):
+        if int(side * low) >= int(side * high):
+            raise UserError(
+                f"cutmix_minmax: [{low:g}, {high:g}] of {side} pixels holds no side of a box; widen it, as [0.2, 0.8]"
+            )
 
 
 def build_mixup(cfg: Config, epoch: int = 0) -> Mixing | None:

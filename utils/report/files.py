@@ -55,18 +55,16 @@ def write_report(report: Report, folder: Path) -> None:
     if report.sweep:
         draw_sweep(report.sweep, folder / "sweep.png", report.title)
         written.append("sweep.png")
-    ratios = model_picture(m.models, report.title)
+    report.ratios = model_picture(m.models, report.title)
     firing.write_csv(folder / "firing.csv", m.firing)
     write_layers_csv(folder / "layers.csv", m.energy)
     report.write_json(folder / "report.json")
-    for picture in [*report.attention_maps, *([ratios] if ratios else [])]:
+    for picture in [*report.attention_maps, *([report.ratios] if report.ratios else [])]:
         picture.write(folder)
         written.append(picture.name)
     sizes = f"{m.family.shape.description}, " if m.family else ""
     subtitle = f"{sizes}T = {m.counts.time_steps}"
-    write_page(
-        folder / "report.html", "report.html", title=report.title, subtitle=subtitle, report=report, ratios=ratios
-    )
+    write_page(folder / "report.html", "report.html", title=report.title, subtitle=subtitle, report=report)
     logger.info(f"\nwritten: {folder}/{{{', '.join(written)}}}")
 
 

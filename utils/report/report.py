@@ -35,6 +35,7 @@ class Report:
     verification: Verification | None = None
     sweep: list[SweepPoint] = field(default_factory=list)
     attention_maps: list[Picture] = field(default_factory=list)
+    ratios: Picture | None = None  # of the models of energy, by firing rate; drawn with the files
     # How each part of the model ran: kind of part, how many, what ran, why nothing faster.
     parts: Sequence[tuple[str, int, str, str]] = ()
 

@@ -60,7 +60,7 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
     # What is said about a file that does not exist names the file.
-    files = [as_word(value) for value in values.values() if isinstance(value, str) and value]
+    files = [word for value in values.values() if isinstance(value, (str, dict)) and (word := as_word(value))]
     return Case(what, functools.partial(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
