@@ -25,7 +25,7 @@ def test_a_small_model_learns_simulated_events_without_a_download(tmp_path: Path
     argv += ["--time-steps", "3", "--dim", "32", "--num-heads", "4", "--img-size", "16", "--pooling-stat", "0011"]
     argv += ["--data-dir", str(tmp_path / "data"), "--output", str(tmp_path), "--experiment", "run"]
     child = processes.start(train_on_every_fifth, argv, cwd=tmp_path)
-    assert processes.finish(child, timeout=600) == [0], (tmp_path / "output.txt").read_text()
+    assert processes.finish(child) == [0], (tmp_path / "output.txt").read_text()
     assert "286 + 74 samples" in (tmp_path / "output.txt").read_text()
     with (tmp_path / "run" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))

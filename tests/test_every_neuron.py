@@ -34,7 +34,7 @@ def test_every_neuron_trains_and_is_measured(tmp_path):
     (tmp_path / "tiny.yml").write_text(CONFIG)
     modes = list(SPIKE_MODES)
     children = [processes.start(train_and_measure, half, cwd=tmp_path) for half in (modes[::2], modes[1::2])]
-    assert processes.finish(*children, timeout=600) == [0, 0], (tmp_path / "output.txt").read_text()
+    assert processes.finish(*children) == [0, 0], (tmp_path / "output.txt").read_text()
     for mode, neuron in SPIKE_MODES.items():
         report = json.loads((tmp_path / f"output/firing/{mode}/report.json").read_text())
         assert len(report["tensors"]) == 14, mode

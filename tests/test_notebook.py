@@ -40,7 +40,7 @@ def test_every_cell_of_the_notebook_runs(tmp_path):
     for name in ("train.py", "firing_num.py", "model.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     child = processes.start(run_cells, str(NOTEBOOK), 1, cwd=tmp_path)
-    (status,) = processes.finish(child, timeout=300)
+    (status,) = processes.finish(child)
     said = (tmp_path / "output.txt").read_text()
     assert status == 0, said
     assert said.count("shown True") == 3

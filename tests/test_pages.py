@@ -156,17 +156,21 @@ def test_how_each_part_ran_is_told(measured, capsys):
     assert [part for part in told if part not in shown] == []
 
 
-def test_a_dark_page_has_a_picture_without_white_paper(full):
-    page = (full[1] / "report.html").read_text(encoding="utf-8")
-    dark, light = (
-        Image.open(io.BytesIO(base64.b64decode(re.search(rf'{place}="data:image/png;base64,(.*?)"', page)[1])))
-        for place in ("srcset", "<img.*?src")
-    )
-    assert dark.size == light.size
-    assert dark.getpixel((0, 0))[3] == 0
-    assert light.getpixel((0, 0)) == (255, 255, 255, 255)
-    text = np.asarray(dark)[:, :18]  # the class of each sample, left of its pictures
-    assert text[text[..., 3] > 200][:, :3].min() > 200
+def pictures_of(page, dark):
+    """The addresses of the pictures that a light or a dark page shows; they hold the pictures."""
+    return re.findall(rf'{"srcset" if dark else "<img.*?src"}="(.*?)"', page.read_text(encoding="utf-8"))
+
+
+def test_a_dark_page_has_pictures_without_white_paper(full):
+    pairs = zip(*(pictures_of(full[1] / "report.html", dark) for dark in (True, False)), strict=True)
+    pictures = [[Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))) for one in pair] for pair in pairs]
+    assert len(pictures) == 2  # the twins by firing rate, attention maps
+    for dark, light in pictures:
+        assert dark.size == light.size
+        assert dark.getpixel((0, 0))[3] == 0
+        assert light.getpixel((0, 0)) == (255, 255, 255, 255)
+        text = np.asarray(dark)[:, :18]  # left of all axes
+        assert text[text[..., 3] > 200][:, :3].min() > 200
 
 
 @pytest.mark.skipif(browser.find_browser() is None, reason="there is no Chromium to lay out the pages")
@@ -176,9 +180,8 @@ def test_nothing_overflows(full, rates_page, tmp_path, dark):
     found = browser.layouts(pages, (400, 1200), tmp_path, dark=dark)
     assert [(one["width"], one["dark"]) for one in found] == [(400, dark), (1200, dark)] * len(pages)
     assert [(one["page"], one["width"], one["overflowing"]) for one in found if one["overflowing"]] == []
-    page = pages[0].read_text(encoding="utf-8")
-    shown = re.findall(rf'{"srcset" if dark else "<img.*?src"}="(.*?)"', page)
-    assert [one["pictures"] for one in found] == [[picture[-40:] for picture in shown]] * 2 + [[]] * 2
+    shown = [address[-40:] for address in pictures_of(pages[0], dark)]
+    assert [one["pictures"] for one in found] == [shown] * 2 + [[]] * 2
 
 
 @pytest.mark.skipif(browser.find_browser() is None, reason="there is no Chromium to lay out the pages")

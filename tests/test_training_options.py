@@ -33,11 +33,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *options, experiment="run", status=0, target=processes.train, timeout=120.0):
+def run(folder, *options, experiment="run", status=0, target=processes.train):
     argv = ["-c", "tiny.yml", "--experiment", experiment, *ONE_EPOCH, *options]
     child = processes.start(target, argv, cwd=folder)
     text = folder / "output.txt"
-    assert processes.finish(child, timeout=timeout) == [status], text.read_text()
+    assert processes.finish(child) == [status], text.read_text()
     return text.read_text()
 
 

@@ -84,10 +84,10 @@ def count_values(rows: Tensor, taps: Tensor | None = None) -> Counted:
     weights = None if taps is None or bool(taps.eq(1).all()) else taps.to(rows.device, non_blocking=True)
     # float32 holds whole numbers up to 2**24
     kind = torch.float32 if size < 2**24 else torch.float64
-    found: list[Tensor] = []
-    low, high = torch.inf, 0.0
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     inner = tuple(range(1, rows.dim()))
-    for part in rows.split(step):
+    parts = rows.split(step)
+    for part in parts:
         marks = torch.empty_like(part, dtype=kind)
         # Comparing into floats and summing those takes a tenth of the time that summing booleans takes.
         if weights is None:
@@ -95,16 +95,16 @@ def count_values(rows: Tensor, taps: Tensor | None = None) -> Counted:
         else:
             places = torch.ne(part, 0, out=marks).sum(dim=1).flatten(1)  # [r, places]: over channels
             nonzero, products = places.sum(dim=1), places.double() @ weights
-        ones = torch.eq(part, 1, out=marks).sum(dim=inner)
-        fired, units = torch.stack([nonzero.sum(), ones.sum()]).tolist()
-        if fired == units:  # as it is in every layer but the first of a spiking network
-            graded = [products, nonzero, nonzero, nonzero]
-            smallest, largest = (1.0, 1.0) if fired else (torch.inf, 0.0)
-        else:
-            graded, smallest, largest = _graded(part, weights)
-        found.append(torch.stack([count.double() for count in (nonzero, products, ones, *graded)]))
-        low, high = min(low, smallest), max(high, largest)
-    return Counted(torch.cat(found, dim=1).long(), low, high)
+        found.append((nonzero, products, torch.eq(part, 1, out=marks).sum(dim=inner)))
+    nonzero, products, ones = (torch.cat(counts).long() for counts in zip(*found, strict=True))
+    fired, units = torch.stack([nonzero.sum(), ones.sum()]).tolist()
+    if fired == units:  # as it is in every layer but the first of a spiking network
+        counts = torch.stack([nonzero, products, ones, products, nonzero, nonzero, nonzero])
+        return Counted(counts, *((1.0, 1.0) if fired else (torch.inf, 0.0)))
+    graded = [_graded(part, weights) for part in parts]
+    more = torch.cat([torch.stack(counts) for counts, _, _ in graded], dim=1).long()
+    counts = torch.cat([torch.stack([nonzero, products, ones]), more])
+    return Counted(counts, min(low for _, low, _ in graded), max(high for _, _, high in graded))
 
 
 def _graded(part: Tensor, weights: Tensor | None) -> tuple[list[Tensor], float, float]:
