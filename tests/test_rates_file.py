@@ -133,7 +133,7 @@ def test_a_file_that_is_none(tmp_path):
         ("b.json", "no JSON"),
         ("c.json", "'depths' is there twice"),
         ("d.json", "no JSON"),
-        (".", "director"),
+        (".", "no regular file"),
     ):
         with pytest.raises(UserError, match=expected):
             read_rates(str(tmp_path / path))

@@ -465,7 +465,7 @@ def test_a_label_of_json_that_is_no_class_index_is_refused(tmp_path: Path, label
     [
         ("x-{5..0}.tar", "does not count up from 5 to 0"),
         ("x-{0..99999999999}.tar", "x-0.tar does not exist"),
-        ("x-{0.." + "9" * 5000 + "}.tar", "does not count up from 0 to 999.*of at most 12 digits"),
+        ("x-{0.." + "9" * 200 + "}.tar", "does not count up from 0 to 999.*of at most 12 digits"),
         ("{0..99999999}{0..99999999}{0..99999999}.tar", "does not exist"),
     ],
 )

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.config.inside import entries_inside
 from utils.config.parse import config_from
-from utils.config.rules import OF_A_CHECKPOINT
-from utils.config.settings import SETTINGS, Config
+from utils.config.settings import Config
 from utils.errors import UserError, first_line
 from utils.files import read_text
 from utils.measure.energy import PJ_PER_MJ
@@ -22,8 +22,6 @@ from utils.run.distributed import Process
 from utils.run.plugins import import_plugins, say_what_changed
 
 _REPORT, _BEST = "report.json", "model_best.pth.tar"  # what a folder is taken for, in this order
-# What of its training a checkpoint is measured with; the data may be given anew.
-_KEPT = (*OF_A_CHECKPOINT, *(name for name, s in SETTINGS.items() if s.rules.group == "Data"), "bn_eps", "plugin")
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _measurement(path: Path, cfg: Config, process: Process) -> Measurement:
 
 
 def settings_of(path: Path, checkpoint: Mapping[str, Any], cfg: Config) -> Config:
-    """Model and data as in the training of `checkpoint`; what `cfg` gives explicitly comes before that.
+    """What `checkpoint` was trained with (utils.config.inside); what `cfg` gives explicitly comes before that.
 
     Raises:
         UserError: the checkpoint holds no settings, or such as are not valid.
@@ -126,7 +124,7 @@ def settings_of(path: Path, checkpoint: Mapping[str, Any], cfg: Config) -> Confi
             f"compare: checkpoint {path} holds no settings (config), as those of train.py do; measure it with -c CONF "
             f"--resume {path}, and give the {_REPORT} of that measurement"
         )
-    kept = {name: trained[name] for name in _KEPT if name in trained}
+    kept = {entry.key: entry.value for entry in entries_inside(trained, str(path))[0]}
     given = {name: getattr(cfg, name) for name in cfg.explicit if name not in ("config", "compare")}
     return config_from(kept | given | {"resume": str(path)}, source=f"compare: {path}")
 

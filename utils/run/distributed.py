@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -141,10 +142,12 @@ def distributed(cfg: Config) -> Iterator[Process]:
                 raise message from error
             raise
         return
-    store, rank, world_size = join(place), place.rank, place.world_size
+    rank, world_size = place.rank, place.world_size
+    # torchrun's store outlives a restart: a process started again must not read the addresses of those before it.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", join(place))
     backend = "nccl" if device.type == "cuda" else "gloo"
     failed = False
-    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         control = patient_group()
         yield Process(rank, world_size, device, control)
