@@ -22,7 +22,7 @@ def run_cells(notebook, epochs):
     changes = {
         "from IPython.display import Image, display": "",
         "EPOCHS = 6": f"EPOCHS = {epochs}",
-        "str(EPOCHS)": 'str(EPOCHS), "--warmup-epochs", "0", "--dim", "16"',
+        "str(EPOCHS)": 'str(EPOCHS), "--warmup-epochs", "0", "--dim", "16", "--epoch-repeats", "0.2"',
     }
     for cell in json.loads(Path(notebook).read_text())["cells"]:
         if cell["cell_type"] == "code":
