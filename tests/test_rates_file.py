@@ -127,8 +127,10 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "b.json").write_text('{"model": ' + "[" * 100_000)
     (tmp_path / "c.json").write_text('{"model": {"depths": 8, "depths": 9}, "tensors": []}')
     (tmp_path / "d.json").write_text('{"model": {"depths": ' + "9" * 5000 + "}}")
+    (tmp_path / "e.json").write_text('{"title": "\\udcff", "model": {}, "tensors": []}')
     for path, expected in (
         ("missing.json", "no such file"),
+        ("e.json", "no JSON"),
         ("a.json", "no JSON"),
         ("b.json", "no JSON"),
         ("c.json", "'depths' is there twice"),

@@ -65,6 +65,8 @@ def read_json(schema: type[T], path: Path, what: str, remedy: str) -> T:
     """
     try:
         content = json.loads(read_text(path), object_pairs_hook=_each_once)
+        # An escape such as \\udcff alone is no character, and no report could be written with it.
+        json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
