@@ -64,11 +64,16 @@ def build_dataset(cfg: Config, *, training: bool) -> ImageSet:
     return untyped if listed is None else Subset(untyped, listed)  # type: ignore[return-value]  # needs no transform
 
 
+def _innermost(dataset: Any) -> Any:
+    """The set inside AugMixDataset and Subset."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return dataset
+
+
 def _class_names(dataset: Any) -> set[str]:
     """Class names where the data set knows them, else an empty set."""
-    source = dataset
-    while hasattr(source, "dataset"):  # inside AugMixDataset, Subset
-        source = source.dataset
+    source = _innermost(dataset)
     source = getattr(source, "reader", source)
     return set(getattr(source, "class_to_idx", ()))
 
@@ -80,11 +85,9 @@ def names_of_classes(cfg: Config) -> list[str] | None:
     if cfg.dataset == "digits":
         return [str(digit) for digit in range(10)]
     try:
-        source: Any = build_dataset(cfg, training=False)
+        source = _innermost(build_dataset(cfg, training=False))
     except UserError:
         return None
-    while hasattr(source, "dataset"):
-        source = source.dataset
     if hasattr(source, "classes"):  # torchvision's
         return [str(name) for name in source.classes]
     labels: dict[str, int] = getattr(getattr(source, "reader", source), "class_to_idx", {})
