@@ -37,7 +37,7 @@ def test_header_has_the_command_of_this_very_file(path):
 
 @pytest.mark.parametrize("path", FILES)
 def test_name_agrees_with_content(path):
-    name = re.fullmatch(r"(?:paper_)?(\d+)_(\d+)_(\d+)E_t(\d+)(_TET)?(?:_\w+)?", Path(path).stem)
+    name = re.fullmatch(r"(?:paper_|small_)?(\d+)_(\d+)_(\d+)E_t(\d+)(_TET)?(?:_\w+)?", Path(path).stem)
     if name is None:
         pytest.skip("not named after its sizes")
     layer, dim, epochs, steps, tet = name.groups()
