@@ -83,9 +83,7 @@ class Candidate:
             )
         return parts
 
-    def build(
-        self, size: str, device: torch.device, *, training: bool
-    ) -> tuple[Any, torch.memory_format]:
+    def build(self, size: str, device: torch.device, *, training: bool) -> tuple[Any, torch.memory_format]:
         kind, precision, *options = self.parts
         backend = next((option for option in options if option in _BACKENDS), None)
         self._switch(device)

@@ -166,7 +166,9 @@ def _memory_of(build: Build, size: str, batch: int, device: torch.device) -> dic
 def macs_per_image(size: str) -> float:
     """Multiply-accumulates of all convolutions and the head for one image, all T steps."""
     with torch.device("meta"):
-        model = (sdt_v2 if sizes.is_v2(size) else sdt)(**sizes.arguments(size), neuron=lambda **settings: nn.Identity())  # neurons change no shape
+        model = (sdt_v2 if sizes.is_v2(size) else sdt)(
+            **sizes.arguments(size), neuron=lambda **settings: nn.Identity()
+        )  # neurons change no shape
     macs = 0
     layers = (nn.Conv1d, nn.Conv2d, nn.Linear)
 

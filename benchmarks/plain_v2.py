@@ -23,7 +23,7 @@ from module.v2.mlp import MLP
 
 
 class PlainMetaSpikeFormer(MetaSpikeFormer):
-    """`MetaSpikeFormer` with the forward pass of the published implementation; takes the arguments of `model.sdt_v2`."""
+    """`MetaSpikeFormer` with the forward pass of the published implementation; takes the arguments of `sdt_v2`."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**sdt_v2_arguments(**({"neuron": neuron} | arguments)))

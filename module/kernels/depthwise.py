@@ -110,9 +110,7 @@ def _of_spikes_backward(
 
 
 @_of_spikes_backward.register_fake
-def _(
-    g: Tensor, bits: Tensor, depthwise: Tensor, pointwise: Tensor, shape: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(g: Tensor, bits: Tensor, depthwise: Tensor, pointwise: Tensor, shape: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     return empty(g, *shape), torch.empty_like(depthwise), torch.empty_like(pointwise)
 
 
@@ -142,9 +140,7 @@ def of_spikes(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("sdt::affine_depthwise_pointwise", mutates_args=(), device_types="cpu")
-def behind_affine(
-    x: Tensor, scale: Tensor, shift: Tensor, depthwise: Tensor, pointwise: Tensor, groups: int
-) -> Tensor:
+def behind_affine(x: Tensor, scale: Tensor, shift: Tensor, depthwise: Tensor, pointwise: Tensor, groups: int) -> Tensor:
     """Both convolutions of `x * scale + shift`, with a border of `shift`: BatchNorm in evaluation, and its image of
     zero. No gradient."""
     per_channel = [v.to(state_dtype(x.dtype)).contiguous() for v in (scale, shift)]
@@ -165,7 +161,8 @@ def _affine(
     scale, shift = affine_of(mean, var, weight, bias, eps)
     count = x.numel() // x.shape[1]
     after = [
-        old.double().lerp(new, momentum) for old, new in zip(running, (mean, var * count / max(count - 1, 1)), strict=True)
+        old.double().lerp(new, momentum)
+        for old, new in zip(running, (mean, var * count / max(count - 1, 1)), strict=True)
     ]
     border = bias.double() - after[0] * weight.double() * torch.rsqrt(after[1] + eps)
     scale, shift, border = (v.to(state_dtype(x.dtype)).contiguous() for v in (scale, shift, border))

@@ -181,8 +181,8 @@ def joined_affine(norms: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 def update_running(norms: Sequence[Any], mean: Tensor, var: Tensor, count: int) -> None:
     """Of BatchNorms side by side over channels: `mean` and biased `var` are those of all, over `count` values."""
-    for norm, *values in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
-        _update_running(norm, *values, count)
+    for norm, its_mean, its_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
+        _update_running(norm, its_mean, its_var, count)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,6 @@ from module.kernels.fusion import (
     can_fuse_norms,
     channels_innermost,
     convolved,
-    is_folded,
     joined_affine,
     norm_add,
     norm_neuron,
@@ -125,7 +124,8 @@ class FusedConvBlock(FusedV2, ConvBlock):
     }
     gradient_tolerance = _WINOGRAD
     neurons: ClassVar[dict[str, str | tuple[str, ...] | None]] = {
-        **{f"Conv.{name}": norm for name, norm in {"lif1": INPUT, "lif2": ("Conv.bn1", "Conv.pwconv1")}.items()},
+        "Conv.lif1": INPUT,
+        "Conv.lif2": ("Conv.bn1", "Conv.pwconv1"),
         "lif1": ("Conv.bn2", "Conv.dwconv"),
         "lif2": ("bn1", "conv1"),
     }
@@ -168,11 +168,14 @@ class FusedV2Attention(FusedV2, Attention):
     def _attended(self, x: Tensor) -> Tensor:
         """Spikes of `attn_lif`, `[T, B, C, H, W]`."""
         s = self.head_lif(channels_innermost(x))
-        convs, neurons = (self.q_conv, self.k_conv, self.v_conv), (self.q_lif, self.k_lif, self.v_lif)
+        convs: list[Any] = [self.q_conv, self.k_conv, self.v_conv]
+        neurons = [n for n in (self.q_lif, self.k_lif, self.v_lif) if isinstance(n, KernelNeuron)]
         if on_cpu(s) and are_rep_convs(s, *convs) and _alike(neurons):
-            qkv = norms_neurons([conv[1] for conv in convs], [self.q_lif], _rep_convs(convs, s), len(s))  # type: ignore[index, list-item]
+            qkv = norms_neurons([conv[1] for conv in convs], neurons[:1], _rep_convs(convs, s), len(s))
             return self.attn_lif(head_products(qkv, self.num_heads, SCALE))
-        q, k, v = (n(channels_innermost(of_spikes(conv, self.head_lif, s))) for conv, n in zip(convs, neurons, strict=True))
+        q, k, v = (
+            n(channels_innermost(of_spikes(conv, self.head_lif, s))) for conv, n in zip(convs, neurons, strict=True)
+        )
         y: Tensor = self.attn_lif(self._attend(q, k, v))
         return y.unflatten(3, x.shape[3:])
 
@@ -186,11 +189,12 @@ def _alike(neurons: Any) -> bool:
 
 def are_rep_convs(x: Tensor, *convs: Any) -> bool:
     """Whether the kernels compute these RepConvs with the BatchNorm after each, side by side, for an input like `x`."""
-    norms = []
+    norms: list[tuple[Any, ...]] = []
     for conv in convs:
         if type(conv) is not nn.Sequential or len(conv) != 2 or type(conv[0]) is not RepConv:
             return False
-        first, bordered, (dw, pw, inner) = conv[0].body
+        body: Any = conv[0].body
+        first, bordered, (dw, pw, inner) = body
         if type(bordered) is not BorderedBatchNorm or "border" in vars(bordered):
             return False
         if not fits(first) or not depthwise.fits(dw, pw, padding=0) or first.bias is not None:
@@ -226,7 +230,7 @@ def _rep_convs(convs: Any, s: Tensor) -> Tensor:
 
 
 def rep_conv_added(conv: Any, neuron: nn.Module, s: Tensor, residual: Tensor | None) -> Tensor:
-    """`over_time(s, conv)`, plus `residual` if there is one, for the spikes `s` of `neuron` and RepConv with its norm."""
+    """`over_time(s, conv)`, plus `residual` if there is one, for a RepConv, merged or not, of spikes of `neuron`."""
     if on_cpu(s) and are_rep_convs(s, conv):
         return norm_add(conv[1], _rep_convs([conv], s), residual)
     y = of_spikes(conv, neuron, s)
