@@ -13,9 +13,6 @@ from module.kernels import native
 LIBRARY = native.Library(
     name="sparse",
     sources=("sparse/forward.c", "sparse/neuron.c", "sparse/pack.c", "sparse/weight_grad.c"),
-    flags=("-Wno-psabi",),  # vectors wider than the baseline's registers are passed between inlined functions only
-    # First a choice among instruction sets at load time, where compiler and linker can do that.
-    variants=(("-fopenmp", "-DSPARSE_CLONES"), *native.native_variants()),
 )
 
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p

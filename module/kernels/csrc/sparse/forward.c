@@ -46,7 +46,7 @@ static void list_active(const plan *s, const block *b, const uint64_t *bits, lis
         }
 }
 
-SPARSE_DISPATCH uint32_t *copy_shifted(const uint32_t *restrict list, uint32_t n, uint32_t shift,
+static uint32_t *copy_shifted(const uint32_t *restrict list, uint32_t n, uint32_t shift,
                                       uint32_t *restrict to) {
     for (uint32_t i = 0; i < n; i++) to[i] = list[i] + shift;
     return to + n;
@@ -73,11 +73,11 @@ static int64_t join_taps(const plan *s, const block *b, int per_chunk, lists *m)
 }
 
 /* sums[pixel] += the rows of one chunk of taps, for one panel. */
-SPARSE_DISPATCH void sum_panel(const uint32_t *joined, const int64_t *end, int64_t pixels, const float *base,
+static void sum_panel(const uint32_t *joined, const int64_t *end, int64_t pixels, const float *base,
                               float *sums) {
     for (int64_t p = 0; p < pixels; p++, sums += PANEL) {
         const uint32_t *list = joined + end[p], n = (uint32_t)(end[p + 1] - end[p]);
-        ADD_ROWS(base, list, n, sums);
+        add_rows(base, list, n, sums);
     }
 }
 
@@ -99,7 +99,7 @@ static void start_sums(const target *to, int64_t p0, int64_t pixels, int64_t O, 
     }
 }
 
-SPARSE_DISPATCH void finish_sums(const target *to, int64_t p0, int64_t pixels, int64_t O, int64_t o0, const float *sums,
+static void finish_sums(const target *to, int64_t p0, int64_t pixels, int64_t O, int64_t o0, const float *sums,
                                 float *v) {
     const int64_t n = O - o0 < PANEL ? O - o0 : PANEL, halves = (O + 63) / 64 * 2;
     for (int64_t p = p0; p < p0 + pixels; p++, sums += PANEL, v += PANEL) {
@@ -186,7 +186,7 @@ int64_t sparse_forward(const uint64_t *bits, int64_t T, int64_t N, int64_t H, in
     return failed ? ERROR_MEMORY : pairs * O;
 }
 
-SPARSE_DISPATCH void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
+static void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
     for (int64_t j = 0; j < n; j++) to[j] = w[j * stride];
 }
 

@@ -1,7 +1,7 @@
 /* Neurons whose input is at hand as floats, and self-attention on bits, for evaluation. Legend and layouts: sparse.h. */
 #include "sparse.h"
 
-SPARSE_DISPATCH void lif_row(const float *x, int64_t step, int64_t C, int64_t T, float decay, float threshold,
+static void lif_row(const float *x, int64_t step, int64_t C, int64_t T, float decay, float threshold,
                             uint32_t *spikes, int64_t spike_step) {
     for (int64_t c = 0; c < C; c += PANEL) {
         float v[PANEL] = {0};

@@ -12,7 +12,7 @@ static inline uint64_t bits_of_bytes(const uint8_t *b) {
 }
 
 #define DEFINE_PACK(NAME, TYPE, ONE)                                                                               \
-    SPARSE_DISPATCH int NAME(const TYPE *restrict x, int64_t n, uint64_t *restrict bits) {                          \
+    static int NAME(const TYPE *restrict x, int64_t n, uint64_t *restrict bits) {                          \
         TYPE bad = 0;                                                                                              \
         int64_t c = 0;                                                                                             \
         for (; c + 64 <= n; c += 64) {                                                                             \
@@ -93,7 +93,7 @@ int64_t sparse_pack(const void *x, int dtype, int channels_last, int64_t N, int6
     return bad ? ERROR_NOT_SPIKES : spikes;
 }
 
-SPARSE_DISPATCH void unpack_row(const uint64_t *restrict bits, int64_t C, float *restrict out) {
+static void unpack_row(const uint64_t *restrict bits, int64_t C, float *restrict out) {
     for (int64_t c = 0; c < C; c++) out[c] = (float)((bits[c / 64] >> (c % 64)) & 1);
 }
 

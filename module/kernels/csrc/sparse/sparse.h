@@ -19,22 +19,21 @@
 #error "the bit packing below needs a little-endian machine"
 #endif
 
-/* The loader picks the variant for the processor it runs on (x86-64 with GNU ifunc); elsewhere the compiler's
- * baseline is used, which on 64-bit Arm has NEON. */
-#ifdef SPARSE_CLONES
-#define SPARSE_DISPATCH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SPARSE_DISPATCH
-#endif
-
-enum { PANEL = 32 }; /* two vectors of 16: long enough to pay for reading an index, short enough to stay in cache */
+enum { PANEL = 32 }; /* floats: long enough to pay for reading an index, short enough to stay in cache */
 
 enum { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_F16 = 2, DTYPE_U8 = 3 };
 enum { ERROR_NOT_SPIKES = -1, ERROR_MEMORY = -2 };
 
-/* 16 floats; the compiler splits it where registers are narrower. Unaligned: panels start on 64 bytes, gradients
- * need not. */
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+/* A register of floats: of a wider vector, GCC keeps sums in memory. Unaligned: panels start on 64 bytes, gradients need
+ * not. */
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 /* A block is `rows` image rows of one image, or several whole small images; with a halo of one pixel for 3x3. */
 typedef struct {
@@ -76,27 +75,24 @@ static inline int64_t padded(const plan *s, int64_t image, int64_t row, int64_t 
     return (image * s->height + row + s->halo) * s->width + column + s->halo;
 }
 
-/* Sums a list of rows of a panel; four independent chains, so that additions overlap. */
-#define VEC(p) (*(const vec *)(p))
-#define ADD_ROWS(base, list, n, to)                                                                                    \
-    do {                                                                                                               \
-        vec a0 = {0}, a1 = {0}, b0 = {0}, b1 = {0};                                                                    \
-        uint32_t i = 0;                                                                                                \
-        for (; i + 2 <= (n); i += 2) {                                                                                 \
-            const float *u = (base) + (list)[i], *v = (base) + (list)[i + 1];                                          \
-            a0 += VEC(u);                                                                                              \
-            a1 += VEC(u + 16);                                                                                         \
-            b0 += VEC(v);                                                                                              \
-            b1 += VEC(v + 16);                                                                                         \
-        }                                                                                                              \
-        if (i < (n)) {                                                                                                 \
-            const float *u = (base) + (list)[i];                                                                       \
-            a0 += VEC(u);                                                                                              \
-            a1 += VEC(u + 16);                                                                                         \
-        }                                                                                                              \
-        *(vec *)(to) = VEC(to) + (a0 + b0);                                                                            \
-        *(vec *)((to) + 16) = VEC((to) + 16) + (a1 + b1);                                                              \
-    } while (0)
+/* to += the listed rows of a panel; two chains of additions for each register, so that they overlap. */
+static inline void add_rows(const float *base, const uint32_t *list, uint32_t n, float *to) {
+    enum { REGISTERS = PANEL / LANES };
+    vec a[REGISTERS] = {{0}}, b[REGISTERS] = {{0}};
+    uint32_t i = 0;
+    for (; i + 2 <= n; i += 2) {
+        const vec *u = (const vec *)(base + list[i]), *v = (const vec *)(base + list[i + 1]);
+#pragma GCC unroll 8
+        for (int r = 0; r < REGISTERS; r++) a[r] += u[r], b[r] += v[r];
+    }
+    if (i < n) {
+        const vec *u = (const vec *)(base + list[i]);
+#pragma GCC unroll 8
+        for (int r = 0; r < REGISTERS; r++) a[r] += u[r];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) ((vec *)to)[r] += a[r] + b[r];
+}
 
 /* One step of a leaky integrate-and-fire neuron with hard reset to 0, for n <= 32 neighbours: charges *v with the
  * input *x, returns the spikes as bits. decay is 1/tau. */
