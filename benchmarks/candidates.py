@@ -34,6 +34,8 @@ _OPTIONS = (
     "glibc",
     "direct",
     "graph",
+    "sparse",
+    "auto",
     *_BACKENDS,
 )
 
@@ -59,7 +61,7 @@ class Candidate:
 
     Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
     torch.compile, `graph` runs a training step as one CUDA graph, `nchw` or `nhwc` sets the memory format of weights
-    and input; a backend's name sets the neurons'.
+    and input; `sparse` or `auto` is the engine of ours; a backend's name sets the neurons'.
     To see what one thing alone brings: `unaccelerated` runs the model as module/ has it (with a backend's name, the
     neurons alone are accelerated); `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
     computes the gradients of 3x3 convolutions without Winograd's algorithm.
@@ -106,6 +108,7 @@ class Candidate:
                 model,
                 kernels="auto" if whole else "plain",
                 neuron_backend=backend or "auto",
+                engine=next((option for option in options if option in ("sparse", "auto")), "dense"),
                 amp_dtype=DTYPES[precision],
                 training=training,
             )

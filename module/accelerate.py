@@ -260,11 +260,10 @@ def _attach(
     answers = {kind: _edited(c) or (_why_not(c, contexts, steps) if prove else None) for kind, c in kinds.items()}
     if agree is not None:
         answers = agree(answers)
-    for kind, answer in answers.items():
-        if answer is not None:
-            part = plain_class(kinds[kind].part)
-            reasons[part] = answer
-            _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
+    refused = {(plain_class(kinds[kind].part), answer): None for kind, answer in answers.items() if answer is not None}
+    for part, answer in refused:
+        reasons[part] = answer
+        _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
     for name, candidate in zip(names, candidates, strict=True):
         if answers[name] is None:
             _become(candidate, frozenset(_seen(candidate, contexts)) if prove else None)

@@ -121,10 +121,12 @@ def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, steps: 
     """`over_time(x, norm)`, plus `residual` if there is one, all `[T, B, C, H, W]`; `x` and `steps` as in
     `norm_neuron`, without a `residual`."""
     steps = steps or x.shape[0]
-    same = residual is None or x.dtype == residual.dtype
-    if same and can_fuse_norms(x, norm):
-        return norms_add([norm], x, residual, steps)
-    y = over_time(x.expand(steps, *x.shape[1:]), norm)
+    if can_fuse_norms(x, norm):
+        if residual is None or x.dtype == residual.dtype:
+            return norms_add([norm], x, residual, steps)
+        y = norms_add([norm], x, None, steps)
+    else:
+        y = over_time(x.expand(steps, *x.shape[1:]), norm)
     return y if residual is None else y + residual
 
 

@@ -23,10 +23,12 @@ from module.kernels.substitute import Context, Substitute, plain_class
 from module.layers import over_time
 from module.neuron import LIF, ParametricLIF
 from module.sps import MS_SPS
+from module.v2.attention import Attention
 
 # Beside twice the plain error: so many roundings of the run's dtype, for where the plain result is exact by chance.
 _ROUNDINGS = 8
 _SIDE = 2  # of the feature map behind all pools
+_SUM = 150  # tokens times channels of a head
 _DRAWS = 3
 _SHIFTS = 33  # tried for each channel
 
@@ -103,6 +105,9 @@ def _input(part: nn.Module, steps: int, generator: torch.Generator) -> Tensor:
     # Larger where a map is made smaller, and for wide kernels, of which it must see all taps; then not a square.
     halved = part.pooling_stat.count("1") if isinstance(part, MS_SPS) else 0
     height = max([_SIDE * 2**halved, *((layer.kernel_size[0] // 2 + 1) * layer.stride[0] for layer in convs)])
+    # So many tokens that V2's sums over tokens and channels lie about its threshold.
+    per_head = [layer.dim / layer.num_heads for layer in part.modules() if isinstance(layer, Attention)]
+    height = max([height, *(round((_SUM / size) ** 0.5) for size in per_head)])
     width = max(height // 2, 1) if halved else height
     # Two samples, so that time and batch cannot be mistaken for each other; in training, where a long sequence alone
     # has enough values for statistics, one is enough.
