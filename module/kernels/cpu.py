@@ -224,7 +224,7 @@ def _depthwise_arguments(x: Tensor, kernel: int, affine: Affine | None) -> tuple
 
 def depthwise(x: Tensor, affine: Affine | None, weight: Tensor, out: Tensor) -> None:
     """Fills `out` `[N, C, H, W]` from `x` `[N, C, H, W]`, both with channels innermost, and `weight` `[k * k, C]` in
-    the state's dtype, k 3, 5 or 7. With `affine`, `x` is scaled and shifted, with the border around it; else zeros."""
+    the state's dtype, k 3 or 7. With `affine`, `x` is scaled and shifted, with the border around it; else zeros."""
     kernel = round(len(weight) ** 0.5)
     _call("depthwise", x.dtype, *_depthwise_arguments(x, kernel, affine), weight, out)
 

@@ -19,7 +19,7 @@ from module.kernels.cpu import Affine, state_dtype
 from module.kernels.spike_conv import empty, in_autocast, innermost, kept, rows
 from module.kernels.substitute import plain_class
 
-KERNELS = (3, 5, 7)
+KERNELS = (3, 7)
 
 
 def fits(depthwise: nn.Module, pointwise: nn.Module, padding: int | None = None) -> bool:

@@ -136,17 +136,17 @@ void weight_gradient(const Maps& m, const I* x, const Affine<S>& affine, const I
 
 }  // namespace
 
-// K is 3, 5 or 7; scale, shift and border are all null or all [C].
+// K is 3 or 7; scale, shift and border are all null or all [C].
 #define ENTRY_POINTS(NAME, I, S)                                                                                       \
     extern "C" void depthwise_##NAME(int64_t N, int64_t H, int64_t W, int64_t C, int64_t K, const I* x, const S* scale, \
                                      const S* shift, const S* border, const S* weight, I* out, int threads) {          \
-        auto run = K == 3 ? convolve<3, I, S> : K == 5 ? convolve<5, I, S> : convolve<7, I, S>;                        \
+        auto run = K == 3 ? convolve<3, I, S> : convolve<7, I, S>;                                                     \
         run({N, H, W, C}, x, {scale, shift, border}, weight, out, threads);                                            \
     }                                                                                                                  \
     extern "C" void depthwise_weight_gradient_##NAME(int64_t N, int64_t H, int64_t W, int64_t C, int64_t K,            \
                                                      const I* x, const S* scale, const S* shift, const S* border,      \
                                                      const I* g, double* sums, int threads) {                          \
-        auto run = K == 3 ? weight_gradient<3, I, S> : K == 5 ? weight_gradient<5, I, S> : weight_gradient<7, I, S>;   \
+        auto run = K == 3 ? weight_gradient<3, I, S> : weight_gradient<7, I, S>;                                       \
         run({N, H, W, C}, x, {scale, shift, border}, g, sums, threads);                                                \
     }
 
