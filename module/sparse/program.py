@@ -92,12 +92,17 @@ class Program:
 
     Args:
         weights: name of a convolution -> its weights; their `additions` go up with each run.
+
+    Attributes:
+        names: what each layer computes: its convolutions, else its kind.
+        outcomes: what each layer did in the last run, and how long that took.
     """
 
     def __init__(self, weights: dict[str, Weights]) -> None:
         self.weights = weights
         self.names: list[tuple[str, ...]] = []
         self.bytes = 0
+        self.outcomes: list[library.Outcome] = []
         self._layers: list[Layer] = []
         self._compiled: Any = None  # the same as the kernels read it
         self._places: dict[str, tuple[int, int]] = {}
@@ -152,8 +157,9 @@ class Program:
         read(memory, inputs).copy_(x.permute(0, 1, 3, 4, 2))
         if self._compiled is None:
             self._compiled = (Layer * len(self._layers))(*self._layers)
-        self.outcomes = library.run(library.load(), self._compiled, memory.data_ptr(), torch.get_num_threads())
-        for names, done in zip(self.names, self.outcomes, strict=True):
+        outcomes = library.run(library.load(), self._compiled, memory.data_ptr(), torch.get_num_threads())
+        self.outcomes = list(outcomes)
+        for names, done in zip(self.names, outcomes, strict=True):
             for name in names:
                 if name in self.weights:
                     self.weights[name].additions += done.additions // len(names)

@@ -60,9 +60,9 @@ MUTANTS = faults(
         "test_sparse_engine.py::test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all",
     ),
     (
-        _NETWORK,
-        "        layer.additions += checked(additions)",
-        "        layer.additions = checked(additions)",
+        _PROGRAM,
+        "self.weights[name].additions += done",
+        "self.weights[name].additions = done",
         "the additions of an evaluation are those of its last batch",
         "test_sparse_engine.py::test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all",
     ),
