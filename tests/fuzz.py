@@ -1,7 +1,8 @@
 """Gives random bad input to the programs: `python -m tests.fuzz --cases 1000 --seed 1`.
 
 Each case must run, or end in one message that names the key or the file, with status 2. A traceback, a hang, a death,
-and silence about something that is not valid are faults; each is shown with the command that repeats it.
+and silence about something that is not valid are faults; each is shown with the command that repeats it. A share of the
+cases run as a user runs them: a script in a process of its own, judged by its status and by what it prints.
 """
 
 from __future__ import annotations
