@@ -28,10 +28,11 @@ def words(rng: random.Random, folder: Path) -> Case:
     else:
         argv[rng.randrange(len(argv))] = word
     program = rng.choice((train.main, train.main, firing_num.main))
-    # Whatever is wrong is one of the words, a setting that one names, or what firing_num.py lacks beside them.
-    option = word.partition("=")[0]
+    # Whatever is wrong is one of the words, a setting or file that one names, or what firing_num.py lacks beside them.
+    option, _, value = word.partition("=")
     setting = {option.lstrip("-").replace("-", "_")} & SETTINGS.keys()
-    names = (*filter(None, {repr(word), option}), *setting, "belongs to no option", "--", "-c: ", "resume")
+    file = {f"checkpoint {value}:"} if value else ()
+    names = (*filter(None, {repr(word), option}), *setting, *file, "belongs to no option", "--", "-c: ", "resume")
     return Case(f"{program.__module__}.py {' '.join(map(repr, argv))}", Program(program, argv), names)
 
 

@@ -63,7 +63,7 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
     # What is said about a file that does not exist names the file.
-    files = [word for value in values.values() if isinstance(value, (str, dict)) and (word := as_word(value))]
+    files = [word for value in values.values() if isinstance(value, (str, dict, list)) and (word := as_word(value))]
     return Case(what, Program(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
