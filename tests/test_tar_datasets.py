@@ -365,7 +365,7 @@ def test_a_damaged_image_of_a_shard_is_named_in_one_line(shards: Path, workers: 
     earlier = multiprocessing.active_children()
     with pytest.raises(UserError, match=r"^data_dir: [^\n]*/tiny-validation-0001.tar/x is damaged [^\n]*remove it$"):
         list(loaders(shards, workers=workers).eval)
-    assert set(multiprocessing.active_children()) <= set(earlier)  # left to the garbage collector, each would cost 10 seconds
+    assert set(multiprocessing.active_children()) <= set(earlier)  # each left one costs 10 seconds
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_refused(shards: Path) -> None:
