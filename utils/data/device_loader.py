@@ -5,6 +5,7 @@ Legend: B batch, T time steps, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Sized
 
 import torch
@@ -85,4 +86,10 @@ def _without_traceback(batches: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
     except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+        # The frames below hold the error and the loader in a cycle of references. Only the garbage collector would end
+        # the loader's workers then, too late for their queues, and it would wait 10 seconds for each.
+        traceback.clear_frames(error.__traceback__)
+        message = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
+    else:
+        return
+    raise UserError(message)
