@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--only", nargs="+", choices=sorted(GENERATORS), help="kinds of input (default: all)")
     parser.add_argument("--case", type=int, help="run the case of this number alone, and show what it says")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a case (default: 60)")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds of a case (default: 180)")
     parser.add_argument("--verbose", action="store_true", help="show every case")
     args = parser.parse_args()
     names = args.only or sorted(GENERATORS)

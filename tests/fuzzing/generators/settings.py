@@ -63,7 +63,8 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
     # What is said about a file that does not exist names the file.
-    files = [word for value in values.values() if isinstance(value, (str, dict, list)) and (word := as_word(value))]
+    texts = [v for name, v in values.items() if isinstance(v, (str, dict, list)) or SETTINGS[name].kind is str]
+    files = [word for value in texts if (word := as_word(value))]
     return Case(what, Program(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
