@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sized
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from utils.errors import UserError
 
@@ -46,6 +47,12 @@ class DeviceLoader:
     def __len__(self) -> int:
         assert isinstance(self.batches, Sized)
         return len(self.batches)
+
+    @property
+    def samples(self) -> int:
+        """Those of the data set, of which this process may have a part; for batches of a `DataLoader`."""
+        assert isinstance(self.batches, DataLoader)
+        return len(self.batches.dataset)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         if self._stream is None:
