@@ -10,9 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from golden import load_json
+from tiny import TINY_RUN
 
 import model
-from benchmarks import ann, before_after, children, compare, firing_at, measure, plain, sizes, spikingjelly2
+from benchmarks import (
+    ann,
+    before_after,
+    children,
+    compare,
+    firing_at,
+    measure,
+    plain,
+    same_training,
+    sizes,
+    spikingjelly2,
+)
 from benchmarks.candidates import Candidate
 from module.kernels import cpu
 from module.kernels.parts import FusedPart
@@ -218,6 +230,34 @@ def test_training_step_and_evaluation_of_each_kind_agree_on_the_loss():
     assert losses["ours:fp32"] == pytest.approx(losses["plain:fp32"], rel=1e-3)
     plain, ours = (Candidate(name).evaluation("digits", 2, CPU)() for name in ("plain:fp32", "ours:fp32:fuse"))
     assert torch.allclose(plain, ours, atol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.999, 0.99])
+def test_a_run_that_differs_from_the_published_computation_is_found(written, tmp_path, monkeypatch, capsys, beta):
+    # The second time ours alone is trained with another beta.
+    optimizers = []
+
+    def make_optimizer(cfg, model):
+        optimizers.append(torch.optim.AdamW(model.parameters(), betas=(0.9, beta if len(optimizers) % 2 else 0.999)))
+        return optimizers[-1]
+
+    monkeypatch.setattr(same_training, "make_optimizer", make_optimizer)
+    arguments = [
+        "same_training",
+        "-c",
+        written(TINY_RUN),
+        "--workers",
+        "0",
+        "--steps",
+        "3",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert same_training.main() == (0 if beta == 0.999 else 1)
+    assert len((tmp_path / "out" / "a_plain_and_ours.csv").read_text().splitlines()) == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "benchmarks.same_training"
 
 
 def test_a_benchmark_ends_in_one_json_line_with_the_machine():
