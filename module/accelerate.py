@@ -157,7 +157,7 @@ def for_evaluation(model: nn.Module) -> nn.Module:
                 _logger.warning(f"warning: evaluation does not run from spikes to spikes: {kind.__name__}: {reason}")
         if _on_bits[key] is not None:
             return model
-    return SparseInference(model, auto=layers[0].auto)
+    return SparseInference(model)
 
 
 def _backends(

@@ -55,6 +55,6 @@ def layouts(pages, widths, folder, *, dark):
         "--no-sandbox",  # Chromium's sandbox does not start for root
         (folder / "frames.html").as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, check=True)
     (content,) = re.findall("<body>(.*)</body>", done.stdout, re.DOTALL)
     return json.loads(html.unescape(content))

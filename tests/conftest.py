@@ -1,8 +1,15 @@
 """Fixtures of several test files."""
 
+import os
 import shutil
 
 import pytest
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Several processes share the cores: more threads than cores make each other wait. Before torch is imported; the
+    # child processes of tests inherit it.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 
 
 @pytest.fixture

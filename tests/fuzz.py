@@ -1,7 +1,8 @@
 """Gives random bad input to the programs: `python -m tests.fuzz --cases 1000 --seed 1`.
 
 Each case must run, or end in one message that names the key or the file, with status 2. A traceback, a hang, a death,
-and silence about something that is not valid are faults; each is shown with the command that repeats it.
+and silence about something that is not valid are faults; each is shown with the command that repeats it. A share of the
+cases run as a user runs them: a script in a process of its own, judged by its status and by what it prints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--only", nargs="+", choices=sorted(GENERATORS), help="kinds of input (default: all)")
     parser.add_argument("--case", type=int, help="run the case of this number alone, and show what it says")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a case (default: 60)")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds of a case (default: 180)")
     parser.add_argument("--verbose", action="store_true", help="show every case")
     args = parser.parse_args()
     names = args.only or sorted(GENERATORS)

@@ -62,6 +62,7 @@ def test_a_hyphen_equals_an_underscore_everywhere(written):
     [
         (["-b", "8"], "batch_size", 8),
         (["-b8"], "batch_size", 8),
+        (["-b=8"], "batch_size", 8),
         (["-vb", "8"], "val_batch_size", 8),
         (["-j", "0"], "workers", 0),
         (["-data-dir", "x"], "data_dir", "x"),

@@ -55,6 +55,12 @@ def test_a_duplicated_key_is_an_error(written):
         (["--epoch", "3"], "did you mean --epochs?"),  # no abbreviations
         (["--Lr", "3"], "did you mean --lr?"),
         (["--tet"], "did you mean --TET?"),
+        (["-lr", "3"], "-lr: unknown option; did you mean --lr?"),
+        # Not the short options -b and -c with a value:
+        (["-batch-size", "3"], "-batch-size: unknown option; did you mean --batch-size?"),
+        (["-batch_size=3"], "-batch_size: unknown option; did you mean --batch-size?"),
+        (["-conf", "a.yml"], "-conf: unknown option; did you mean --config?"),
+        (["-b-3"], "-b: '-3' is not valid"),
         (["stray"], "'stray' belongs to no option"),
         (["--amp", "true"], "write --amp or --no-amp"),
         (["--amp=true"], "write --amp or --no-amp"),

@@ -236,7 +236,7 @@ class WithoutMomentum(nn.Module):
         ("CuPy kernels run on a stream of their own", dict(model=OwnStream())),
         ("norm: without a momentum", dict(model=WithoutMomentum())),
     ],
-    ids=str,
+    ids=lambda value: str(value) if not isinstance(value, dict) else "-".join(value) or "plain",
 )
 def test_the_reason_why_there_is_no_graph(reason, given):
     parameters = [nn.Parameter(torch.zeros(1))]

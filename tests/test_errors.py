@@ -27,7 +27,7 @@ def ends(tmp_path, body, *argv):
     """Run a script whose `main` has this body."""
     script = tmp_path / "tool.py"
     script.write_text(SCRIPT.format(root=str(ROOT), body=body))
-    return subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_user_error_is_one_message_and_status_2(tmp_path):

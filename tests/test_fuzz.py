@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from tests.fuzzing.cases import GENERATORS, Case, Outcome, load_generators, make_case, run_case, shared_out
+from tests.fuzzing.programs import Program, run_script
 from tests.fuzzing.worker import Worker
 from utils.errors import UserError
 
@@ -69,6 +71,34 @@ def test_a_short_fuzz_finds_no_fault():
         ]
     assert not [str(result) for result in results if result.outcome.is_fault]
     assert len({result.outcome for result in results}) > 1
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("import os, sys; print(sys.argv[1], os.environ['WORD'])", None),
+        ("import sys; print('a.py: error: lr', file=sys.stderr); sys.exit(2)", UserError),
+        ("import sys; print('a.py: error: lr'); sys.exit(2)", RuntimeError),  # where nobody looks for errors
+        ("import sys; sys.exit(2)", RuntimeError),  # without a word
+        ("import sys; print('Traceback, a.py: error: lr', file=sys.stderr); sys.exit(2)", RuntimeError),
+        ("raise SystemExit(1)", RuntimeError),
+        ("import os; os.kill(os.getpid(), 9)", RuntimeError),
+        ("print('Traceback (most recent call last):')", RuntimeError),
+    ],
+)
+def test_how_a_process_ended(tmp_path, capsys, script, error):
+    (tmp_path / "a.py").write_text(script)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        run_script(tmp_path / "a.py", ["--lr"], {"WORD": "3"})
+    assert error or "--lr 3" in capsys.readouterr().out
+
+
+def test_one_of_fifty_calls_of_a_program_has_a_process_of_its_own(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(Program, "in_a_process", lambda program: ran.append(program.argv))
+    monkeypatch.setitem(GENERATORS, "one", lambda rng, folder: Case("one", Program(lambda argv: 0, ["a"]), ()))
+    assert [run_case("one", 0, number, tmp_path).what for number in range(100)].count("in a process: one") == len(ran)
+    assert ran == [["a"]] * 2
 
 
 FAULTS = {

@@ -130,7 +130,7 @@ def test_help_is_answered_without_the_heavy_imports(script):
         f"    print('\\nENDS', end.code, [name for name in {HEAVY} if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
     assert f"usage: {script}.py" in done.stdout
     assert done.stdout.splitlines()[-1] == "ENDS 0 []"
@@ -147,7 +147,7 @@ def test_a_wrong_setting_is_answered_without_the_heavy_imports_by_status_2(scrip
         f"    print(end.code, [name for name in {HEAVY} if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout == "2 []\n"
     assert done.stderr == f"{script}.py: error: --batchsize: unknown option; did you mean --batch-size?\n"
@@ -158,6 +158,6 @@ def test_importing_the_model_has_no_side_effect_on_a_cpu():
         "import torch; before = torch.get_rng_state(); import model; print(torch.equal(before, torch.get_rng_state()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
     assert (done.stdout, done.stderr) == ("True\n", "")

@@ -52,7 +52,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path, start_method):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     # Into a file: a worker left over would keep a pipe open.
     with (tmp_path / "pids").open("w+") as said:
-        done = subprocess.run([sys.executable, str(program), start_method], stdout=said, env=environment, timeout=120)
+        done = subprocess.run([sys.executable, str(program), start_method], stdout=said, env=environment, timeout=300)
         said.seek(0)
         workers = [int(word) for word in said.read().split()]
     assert done.returncode == -signal.SIGKILL

@@ -7,10 +7,12 @@ import signal
 
 import processes
 import pytest
+import torch.distributed as dist
 from test_recovery import TINY, arguments, assert_same, outcome
 from tiny import quick
 
 from utils.run.checkpoint import read_checkpoint
+from utils.run.distributed import _failures
 from utils.run.faults import ended_worker, lost_partner
 
 # Digits, of which one cannot be read, or ends the process that reads it, as long as a file `trouble` exists.
@@ -67,6 +69,18 @@ def test_the_partner_of_a_killed_process_says_so_in_one_line(folder, victim):
     assert said(folder).count("train.py: error: another process of the run has ended without a message") == 1
     assert "continue with the same command and --resume auto" in said(folder)
     assert "Traceback" not in said(folder)
+
+
+def test_a_store_that_is_gone_is_told_without_torchs_stack_frames(capfd):
+    [env, _] = processes.ranks(2)
+    address = ("127.0.0.1", int(env["MASTER_PORT"]))
+    server = dist.TCPStore(*address, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(*address, is_master=False)
+    assert _failures(store, 1) == 1
+    del server
+    assert _failures(store, 1) is None
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
 
 
 def test_a_killed_loader_process_is_one_line_with_the_remedy(folder):

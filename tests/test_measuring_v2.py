@@ -7,18 +7,22 @@ import json
 
 import pytest
 import torch
-from golden import load_json, under
-from golden_v2 import golden_model
+from golden import load_json, load_tensors, under
+from golden_v2 import TOLERANCE, golden_model
 
 import firing_num
 from model import sdt_v2
+from utils.config.parse import parse_config
 from utils.errors import UserError
 from utils.measure.energy import measure_energy
 from utils.measure.family import family_of
 from utils.measure.firing import FiringRecorder, spike_sources
+from utils.measure.measurement import Measurement
 from utils.measure.sdt_v2.shape import SdtV2Shape
 from utils.measure.verify import verify_spike_driven
+from utils.run.build import build_model, prepare_for_training
 from utils.run.distributed import Process
+from utils.run.precision import Precision
 
 MACS = load_json("v2/macs_v2")
 
@@ -119,6 +123,43 @@ def test_a_released_file_is_measured_merged_with_its_own_head_and_time_steps(rel
     notes = "\n".join(report["notes"])
     assert "mean firing rate by stage, each spike tensor counted once: stage 1 " in notes
     assert ("before 2024-03-25" in notes) == (report["top1_percent"] <= 50)
+
+
+@pytest.fixture(scope="module", params=["t1_h2", "t2_kd_odd_size"])
+def published(request, tmp_path_factory):
+    """Golden weights in the released form: the file, the options for its sizes, input and logits."""
+    meta, tensors = load_tensors(f"v2/{request.param}")
+    sizes, path = meta["kwargs"], tmp_path_factory.mktemp("published") / "55M.pth"
+    args = argparse.Namespace(time_steps=sizes["T"], kd=sizes["kd"], model="metaspikformer_8_512", blr=6e-4)
+    torch.save({"model": under(tensors, "state"), "args": args, "epoch": 19, "optimizer": {}, "scaler": {}}, path)
+    argv = ["--model", "sdt_v2", "--num-classes", str(sizes["num_classes"]), "--num-heads", str(sizes["num_heads"])]
+    argv += ["--embed-dims", *map(str, sizes["embed_dims"]), "--depths", *map(str, sizes["depths"])]
+    argv += ["--dataset", "imagenet", "--img-size", "64", "--device", "cpu", "--kernels", "plain"]
+    return sizes, str(path), argv, tensors["input"].double(), tensors["eval/logits"]
+
+
+def logits_of(model, x):
+    """In evaluation mode and float64, in which the golden weights are exact."""
+    with torch.no_grad():
+        return model.eval().double()(x)[0]
+
+
+def test_a_released_file_is_measured_with_the_published_logits(published):
+    sizes, path, argv, x, expected = published
+    cfg = parse_config(["--resume", path, *argv, "--form", "trained"], prog="firing_num.py", description="")
+    measurement = Measurement(cfg, Process(0, 1, torch.device("cpu")))
+    assert measurement.cfg.time_steps == measurement.model.T == sizes["T"]
+    assert hasattr(measurement.model, "head_kd") == sizes["kd"]
+    torch.testing.assert_close(logits_of(measurement.model, x), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_training_starts_from_a_released_file_with_the_published_logits(published):
+    sizes, path, argv, x, expected = published
+    argv += ["--initial-checkpoint", path, "--time-steps", str(sizes["T"])]
+    argv += ["--kd", "hard", "--teacher", "resnet18"] if sizes["kd"] else []
+    cfg, process = parse_config(argv, prog="train.py", description=""), Process(0, 1, torch.device("cpu"))
+    model, _ = prepare_for_training(cfg, build_model(cfg), process, Precision(cfg, process.device))
+    torch.testing.assert_close(logits_of(model, x), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_form_as_trained_charges_products_where_real_values_enter(released, capsys):

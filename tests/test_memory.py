@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -16,9 +17,12 @@ from tiny import TINY_RUN
 import model  # noqa: F401 -- registers the models
 from utils.config.parse import config_from
 from utils.errors import UserError, run_script
+from utils.measure.measurement import Measurement
 from utils.run import memory
 from utils.run.build import build_model
-from utils.run.memory import Need, memory_of, refuse_what_does_not_fit, training_need
+from utils.run.checkpoint import write_checkpoint
+from utils.run.distributed import Process
+from utils.run.memory import Need, evaluation_need, memory_of, refuse_what_does_not_fit, training_need
 
 CPU = torch.device("cpu")
 
@@ -76,6 +80,35 @@ def test_the_limit_is_the_total(monkeypatch):
         else:
             with pytest.raises(UserError, match="and this machine has"):
                 refuse_what_does_not_fit(tiny(), CPU)
+
+
+def test_an_evaluation_needs_no_gradients():
+    cfg = tiny(opt="adamw", model_ema=True, time_steps=3, img_size=16)
+    need, training = evaluation_need(cfg, 7), training_need(cfg)
+    assert need == Need(training.weights, batch=7 * 16 * 16 * 4, activation=7 * 3 * 8 * 16 * 16 * 4)
+
+
+@pytest.mark.parametrize(
+    ("room", "refused"),
+    [
+        (0, "at least .*weights"),  # before the model is built
+        (800_000, r"val_batch_size \(now 200\), time_steps \(now 2\)"),
+        (1_000_000, None),
+    ],
+)
+def test_a_measurement_that_does_not_fit_is_refused(monkeypatch, tmp_path, room, refused):
+    """Weights, 200 images and their largest activation are 0.9 MB."""
+    write_checkpoint(tmp_path / "a.pth.tar", {"state_dict": build_model(tiny()).state_dict()})
+    cfg = tiny(resume=str(tmp_path / "a.pth.tar"), val_batch_size=200, workers=0, device="cpu", kernels="plain")
+    monkeypatch.setattr(memory, "memory_of", lambda device: {"this machine": room})
+    with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
+        Measurement(cfg, Process(0, 1, CPU)).evaluate()
+
+
+def test_a_batch_of_all_samples_needs_no_more_than_they(monkeypatch, tmp_path):
+    write_checkpoint(tmp_path / "a.pth.tar", {"state_dict": build_model(tiny()).state_dict()})
+    cfg = tiny(resume=str(tmp_path / "a.pth.tar"), val_batch_size=10**6, workers=0, device="cpu", kernels="plain")
+    assert len(Measurement(cfg, Process(0, 1, CPU)).evaluate().firing) > 0
 
 
 def test_the_estimate_does_not_change_the_first_weights():

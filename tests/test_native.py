@@ -138,7 +138,7 @@ def test_two_processes_at_once_make_one_file(library, cache):
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    first, second = (process.communicate(timeout=60)[0].strip() for process in both)
+    first, second = (process.communicate(timeout=300)[0].strip() for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert first == second
     assert [str(path) for path in cache.iterdir()] == [first]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import tarfile
@@ -361,8 +362,10 @@ def test_an_info_file_that_does_not_fit_the_shards(shards: Path, files: Any, cou
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_of_a_shard_is_named_in_one_line(shards: Path, workers: int) -> None:
     write_tar(shards / "tiny-validation-0001.tar", {**samples(103, 1), "x.png": png(1)[:60], "x.cls": b"0"})
+    earlier = multiprocessing.active_children()
     with pytest.raises(UserError, match=r"^data_dir: [^\n]*/tiny-validation-0001.tar/x is damaged [^\n]*remove it$"):
         list(loaders(shards, workers=workers).eval)
+    assert set(multiprocessing.active_children()) <= set(earlier)  # each left one costs 10 seconds
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_refused(shards: Path) -> None:

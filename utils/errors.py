@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ _DISK_ERRORS = (
     # A folder in the place of a file, or a file in that of a folder; links in a circle.
     *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
 )
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxother, _SHORT.maxstring = 2, 60, 60
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 class UserError(ValueError):
@@ -65,13 +70,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def shortened(value: object, limit: int = 80) -> str:
-    """A value as Python writes it, for a message; cut where it is longer than `limit` characters."""
+def shortened(value: object) -> str:
+    """A value of any size and depth as Python writes it, for a message; cut to one short line."""
     try:
-        text = repr(value)
-    except ValueError:  # of more than 4,300 digits, which Python does not write
+        return one_line(_SHORT.repr(value))
+    except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return "a number of thousands of digits"
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def one_line(text: str, limit: int = 80) -> str:
+    """The first `limit` characters of a text, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 def listed(names: Sequence[str], limit: int = 6) -> str:

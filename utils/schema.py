@@ -6,14 +6,13 @@ The schemas are Pydantic's, because its errors know the field and its value. Eac
 from __future__ import annotations
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.types import Strict
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line, shortened
 from utils.files import read_text
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ def checked(schema: type[T], content: Any, where: str, remedy: str) -> T:
         field = ".".join(map(str, first["loc"])) or "its content"
         what = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
         what = what[:1].lower() + what[1:]
-        value = "" if first["type"] == "missing" else f" is {shown(first['input'])}"
+        value = "" if first["type"] == "missing" else f" is {shortened(first['input'])}"
         more = f" ({len(others)} more)" if others else ""
         raise UserError(f"{where}: {one_line(field)}{value}: {what}{more}; {remedy}") from error
     except RecursionError as error:
@@ -82,21 +81,3 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
     return content
-
-
-def shown(value: Any) -> str:
-    """A value of any size and depth for a message, in one short line."""
-    try:
-        return one_line(_SHORT.repr(value))
-    except ValueError:  # Python refuses to write integers of more than 4,300 digits
-        return f"a {type(value).__name__} of thousands of digits"
-
-
-def one_line(text: str, limit: int = 80) -> str:
-    """The first `limit` characters of a text, in one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]}..."
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxother, _SHORT.maxstring = 2, 60, 60

@@ -7,17 +7,17 @@ import importlib
 import io
 import pkgutil
 import random
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from tests.fuzzing.programs import Program
 from utils.errors import USAGE_ERROR, UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+# A process of its own takes seconds to start: of a generator's calls of programs, one of this many has one.
+SHARE_OF_PROCESSES = 50
 
 
 class Outcome(StrEnum):
@@ -106,12 +106,14 @@ def make_case(name: str, seed: int, number: int, folder: Path) -> Case:
 
 
 def run_case(name: str, seed: int, number: int, folder: Path) -> Result:
-    """Make a case in `folder`, which is the present one, and run it in this process."""
+    """Make a case in `folder`, which is the present one, and run it: in this process, or as a user would."""
     case = make_case(name, seed, number, folder)
-    said = io.StringIO()
+    call, what, said = case.call, case.what, io.StringIO()
+    if isinstance(call, Program) and number % SHARE_OF_PROCESSES == SHARE_OF_PROCESSES - 1:
+        call, what = call.in_a_process, f"in a process: {what}"
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            case.call()
+            call()
         outcome, text = _after_a_run(case, said.getvalue()), said.getvalue()
     except UserError as error:
         outcome, text = _after_a_refusal(case, str(error)), str(error)
@@ -120,7 +122,7 @@ def run_case(name: str, seed: int, number: int, folder: Path) -> Result:
         outcome = _after_a_refusal(case, text) if stop.code == USAGE_ERROR else _after_a_run(case, text)
     except BaseException:
         outcome, text = Outcome.TRACEBACK, traceback.format_exc()
-    return Result(name, seed, number, _printable(case.what), outcome, _printable(text))
+    return Result(name, seed, number, _printable(what), outcome, _printable(text))
 
 
 def _after_a_run(case: Case, said: str) -> Outcome:
@@ -147,23 +149,3 @@ def _printable(text: str) -> str:
 def _indented(text: str, most: int = 16) -> str:
     lines = [f"           | {line[:200]}" for line in text.splitlines()]
     return "\n".join(lines if len(lines) <= most else [*lines[:5], "           | ...", *lines[-(most - 6) :]])
-
-
-def in_a_process(
-    script: str, argv: Sequence[str], *, env: dict[str, str] | None = None, timeout: float = 120.0
-) -> None:
-    """What `python SCRIPT ARGV` does in a process of its own, told as `main` would tell it.
-
-    Raises:
-        UserError: it ended with status 2, and with a message instead of a traceback.
-        RuntimeError: it ended with another status, or with a traceback.
-    """
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *argv], capture_output=True, timeout=timeout, env=env, check=False
-    )
-    text = done.stderr.decode(errors="backslashreplace")
-    if done.returncode == USAGE_ERROR and "Traceback" not in text:
-        raise UserError(text)
-    if done.returncode != 0 or "Traceback" in text:
-        raise RuntimeError(f"status {done.returncode}: {text}")
-    print(done.stdout.decode(errors="backslashreplace"), text)

@@ -20,6 +20,7 @@ from utils.errors import did_you_mean
 _HELP = ("-h", "--help")
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "", dict: "NAME=VALUE"}
 _HELP_COLUMN = 30
+_WITH_ONE_DASH = ("-data-dir", "-data_dir")  # so in the published command line
 
 
 class Option(NamedTuple):
@@ -139,14 +140,22 @@ def _is_option(word: str) -> bool:
 def _split(word: str) -> tuple[str, list[str]]:
     """The option in its canonical spelling, and the value attached to it, if any."""
     option, equals, value = word.partition("=")
-    if option.startswith("--") or option in (
-        "-data-dir",
-        "-data_dir",
-    ):  # one dash in the published command line
+    if option.startswith("--") or option in _WITH_ONE_DASH:
         option = "--" + option.lstrip("-").replace("_", "-")
-    elif option not in _OPTIONS and option[:2] in _OPTIONS:
+    elif option not in _OPTIONS and _has_value_attached(option):
         return option[:2], [word[2:]]  # -j8
     return option, [value] if equals else []
+
+
+def _has_value_attached(option: str) -> bool:
+    """Whether it is a short option with its value, and not a long one that lacks a dash: -b8, but not -batch-size."""
+    setting = _OPTIONS.get(option[:2])
+    if setting is None:
+        return False
+    if setting.kind in (int, float):
+        return re.match(r"[-+]?\.?\d", option[2:]) is not None
+    long = "-" + option.replace("_", "-")
+    return not any(known.startswith(long) for known in _OPTIONS)
 
 
 def _most_values(setting: Setting | None) -> int:

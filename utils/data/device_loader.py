@@ -5,10 +5,12 @@ Legend: B batch, T time steps, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Sized
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from utils.errors import UserError
 
@@ -45,6 +47,12 @@ class DeviceLoader:
     def __len__(self) -> int:
         assert isinstance(self.batches, Sized)
         return len(self.batches)
+
+    @property
+    def samples(self) -> int:
+        """Those of the data set, of which this process may have a part; for batches of a `DataLoader`."""
+        assert isinstance(self.batches, DataLoader)
+        return len(self.batches.dataset)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         if self._stream is None:
@@ -85,4 +93,10 @@ def _without_traceback(batches: Iterable[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
     except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+        # The frames below hold the error and the loader in a cycle of references. Only the garbage collector would end
+        # the loader's workers then, too late for their queues, and it would wait 10 seconds for each.
+        traceback.clear_frames(error.__traceback__)
+        message = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
+    else:
+        return
+    raise UserError(message)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, shortened
 from utils.files import read_text
-from utils.schema import shown
 
 _DIGITS = 18
 _KEY = "train_split_path"
@@ -39,11 +38,11 @@ def listed_samples(dataset: Any, file: Path) -> list[int]:
         index = numbers.get(text.removeprefix("./")) if named else int(text) if len(text) <= _DIGITS else None
         if index is None or index >= len(dataset):
             raise UserError(
-                f"{_KEY}: {file}, line {line}: {shown(text)} is no sample of this split{_valid(dataset, text)}"
+                f"{_KEY}: {file}, line {line}: {shortened(text)} is no sample of this split{_valid(dataset, text)}"
             )
         if index in line_of:
             raise UserError(
-                f"{_KEY}: {file}, line {line}: {shown(text)} is already in line {line_of[index]}; remove one"
+                f"{_KEY}: {file}, line {line}: {shortened(text)} is already in line {line_of[index]}; remove one"
             )
         line_of[index] = line
     return list(line_of)

@@ -20,8 +20,8 @@ from timm.utils import natural_key
 
 from utils.data.images import decode
 from utils.data.tar_index import Layout, tar_index
-from utils.errors import UserError
-from utils.schema import Count, Record, Text, one_line, read_json, shown
+from utils.errors import UserError, one_line, shortened
+from utils.schema import Count, Record, Text, read_json
 
 _logger = logging.getLogger("sdt.data")  # a child of the run's log
 
@@ -158,7 +158,7 @@ def _expanded(pattern: str, place: str) -> Iterator[str]:
     first, last = match.groups()
     if max(len(first), len(last)) > _DIGITS or int(first) > int(last):
         raise UserError(
-            f"{place}: {shown(pattern)} does not count up from {one_line(first)} to {one_line(last)}; write the "
+            f"{place}: {shortened(pattern)} does not count up from {one_line(first)} to {one_line(last)}; write the "
             f"smaller number first, of at most {_DIGITS} digits"
         )
     for n in range(int(first), int(last) + 1):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import ROOT
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.events import digits
 from utils.events.aedat import read_cifar10_dvs, read_gesture, read_gesture_labels
 from utils.events.download import check_archives, extract, fetch
@@ -31,7 +31,7 @@ from utils.events.files import (
     write_json,
 )
 from utils.events.splits import Split, split_by_folder, split_by_name
-from utils.schema import Count, Record, Text, shown
+from utils.schema import Count, Record, Text
 
 MANIFEST = "prepared.json"
 # Class folders in SpikingJelly's order, sorted as text: class index 2 is the folder '10'. Published weights need it.
@@ -116,7 +116,7 @@ def check_complete(source: EventSource, root: Path, folder: Path, samples: dict[
         prepared = read_record(_Prepared, manifest)
         assert prepared is not None  # it is a file
         if prepared.dataset != source.name:
-            raise UserError(f"{manifest}: dataset is {shown(prepared.dataset)}, expected {source.name!r}; {remedy}")
+            raise UserError(f"{manifest}: dataset is {shortened(prepared.dataset)}, expected {source.name!r}; {remedy}")
         expected = prepared.samples
         for name, files in samples.items():
             if len(files) != expected.get(name):

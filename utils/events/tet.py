@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from utils import torch_file
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.events.files import (
     EVENTS,
     integrate,
@@ -31,7 +31,7 @@ from utils.events.files import (
     write_json,
 )
 from utils.events.splits import Sample, Split
-from utils.schema import Count, Record, Text, shown
+from utils.schema import Count, Record, Text
 
 LABELS = "tet_labels.json"
 PARTS = ("train", "test")
@@ -72,7 +72,7 @@ def _label(label: Any, path: Path) -> int:
     if isinstance(label, Tensor) and label.numel() == 1 and label.device.type == "cpu" and not label.is_complex():
         label = label.item()
     if isinstance(label, bool) or not isinstance(label, int | float) or label not in range(CLASSES):
-        raise UserError(f"{path} has label {shown(label)}; valid: 0 to {CLASSES - 1}; replace it")
+        raise UserError(f"{path} has label {shortened(label)}; valid: 0 to {CLASSES - 1}; replace it")
     return int(label)
 
 

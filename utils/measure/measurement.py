@@ -34,8 +34,10 @@ from utils.run.console import Progress
 from utils.run.contract import check_contract
 from utils.run.distributed import Process
 from utils.run.evaluation import EvalResult, evaluate
+from utils.run.memory import refuse_evaluation_that_does_not_fit
 from utils.run.precision import Precision
 
+_REHEARSED = 2  # made-up samples that are measured before the evaluation
 _UPDATE_SAMPLES = 8  # that changes of membrane potentials are counted on
 
 
@@ -92,6 +94,7 @@ class Measurement:
         content = read_checkpoint(cfg.resume)
         self.cfg = cfg = self._as_in_file(cfg, content)
         self.process = process
+        refuse_evaluation_that_does_not_fit(cfg, process.device, _REHEARSED)
         self.model = build_model(cfg)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.precision = Precision(cfg, process.device)
@@ -155,13 +158,13 @@ class Measurement:
         """
         device = self.process.device
         steps = [self.cfg.time_steps] if self.events else []
-        shape = (2, *steps, *self.data.eval_size)  # [B, C, H, W] or [B, T, C, H, W]
+        shape = (_REHEARSED, *steps, *self.data.eval_size)  # [B, C, H, W] or [B, T, C, H, W]
         x = torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
         try:
-            found = self._count([(x, torch.zeros(2, dtype=torch.long, device=device))], Process(0, 1, device))
+            found = self._count([(x, torch.zeros(_REHEARSED, dtype=torch.long, device=device))], Process(0, 1, device))
             _, rows, counts, *_ = found
-            if counts.samples != 2:
-                raise ValueError(f"2 samples enter it, {counts.samples} seem to pass through its neurons")
+            if counts.samples != _REHEARSED:
+                raise ValueError(f"{_REHEARSED} samples enter it, {counts.samples} seem to pass through its neurons")
             if self.family and (why := self.family.why_not(counts, {row.name: row.rate for row in rows})):
                 self._leave_out_family(why)
             self._account(*found)
@@ -173,6 +176,8 @@ class Measurement:
         """Evaluate every sample once, all processes together."""
         cfg, process = self.cfg, self.process
         loader = build_eval_loader(cfg, device=process.device, rank=process.rank, world_size=process.world_size)
+        at_once = min(cfg.val_batch_size, max(1, loader.samples // process.world_size))
+        refuse_evaluation_that_does_not_fit(cfg, process.device, at_once)
         images = cfg.val_batch_size * process.world_size
         with Progress(title, len(loader), images, cfg.log_interval, process.is_main) as progress:
             return self._account(*self._count(loader, process, progress.step, self._membrane_updates()))

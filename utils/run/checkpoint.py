@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from utils import torch_file
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, shortened
 from utils.files import replacing
 from utils.run.model_folder import is_model_folder, read_model_folder
 from utils.run.weights import check_values, key_difference, weights_in
-from utils.schema import shown
 from utils.torch_file import Proof
 
 _logger = logging.getLogger("sdt")
@@ -159,7 +158,7 @@ def load_fitting(
     if difference := key_difference(model.state_dict(), weights):
         config = checkpoint.get("config")
         known = (
-            [f"{name} {shown(config[name])}" for name in _SIZES if name in config]
+            [f"{name} {shortened(config[name])}" for name in _SIZES if name in config]
             if isinstance(config, Mapping)
             else []
         )

@@ -178,9 +178,25 @@ def distributed(cfg: Config) -> Iterator[Process]:
 def _failures(store: dist.Store, more: int) -> int | None:
     """How many processes have failed, `more` of them now; None where the process that held the store has ended."""
     try:
-        return store.add("failures", more)
+        with _mute():
+            return store.add("failures", more)
     except RuntimeError:
         return None
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Drop what is written to stderr: where a store does not answer, torch's C++ code writes a page of its frames."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _outlast(store: dist.Store, world_size: int) -> None:

@@ -58,36 +58,60 @@ def refuse_what_does_not_fit(cfg: Config, device: torch.device) -> Need | None:
     Raises:
         UserError: this machine, or its GPU, has less.
     """
-    if not is_ours(cfg):
-        return None
-    need = training_need(cfg)
-    for place, size in memory_of(device).items():
-        if need.total > size:
-            raise UserError(
-                f"this run does not fit: it needs {need}, and {place} has {in_words(size)}; make batch_size (now "
-                f"{cfg.batch_size}), time_steps (now {cfg.time_steps}), img_size or the model smaller"
-            )
+    need = training_need(cfg) if is_ours(cfg) else None
+    if need:
+        _refuse(need, device, f"batch_size (now {cfg.batch_size})", cfg)
     return need
 
 
+def refuse_evaluation_that_does_not_fit(cfg: Config, device: torch.device, images: int) -> None:
+    """UserError where this machine, or its GPU, has less memory than it takes at least to evaluate `images` at a time.
+
+    A model of a plugin is not estimated.
+    """
+    if is_ours(cfg):
+        _refuse(evaluation_need(cfg, images), device, f"val_batch_size (now {cfg.val_batch_size})", cfg)
+
+
+def _refuse(need: Need, device: torch.device, batch: str, cfg: Config) -> None:
+    for place, size in memory_of(device).items():
+        if need.total > size:
+            raise UserError(
+                f"this run does not fit: it needs {need}, and {place} has {in_words(size)}; make {batch}, time_steps "
+                f"(now {cfg.time_steps}), img_size or the model smaller"
+            )
+
+
 def training_need(cfg: Config) -> Need:
-    """Counted on a model without memory (torch's device meta), of one time step: T changes no weight."""
-    # The first weights of the run must not depend on this.
-    with _unheard(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = create_model(dataclasses.replace(cfg, time_steps=1))
-    weights = sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
+    """What one process needs for a training step."""
+    model = _without_memory(cfg)
+    need = _need(cfg, model, cfg.batch_size * max(cfg.aug_splits, 1), resolve_data(cfg).input_size)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     opt = cfg.opt.lower().removeprefix("lookahead_")
     moments = _MOMENTS.get(opt, int(opt in _WITH_MOMENTUM and cfg.momentum > 0))
+    average = need.weights if cfg.model_ema and not cfg.model_ema_force_cpu else 0
+    return dataclasses.replace(need, gradients=trained, optimizer=moments * trained, average=average)
+
+
+def evaluation_need(cfg: Config, images: int) -> Need:
+    """What one process needs to evaluate a batch of `images`."""
+    return _need(cfg, _without_memory(cfg), images, resolve_data(cfg).eval_size)
+
+
+def _without_memory(cfg: Config) -> nn.Module:
+    """The model on torch's device meta, of one time step: T changes no weight."""
+    # The first weights of the run must not depend on this.
+    with _unheard(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return create_model(dataclasses.replace(cfg, time_steps=1))
+
+
+def _need(cfg: Config, model: nn.Module, images: int, size: tuple[int, int, int]) -> Need:
+    """Weights, a batch of `images` of this size, and the largest activation."""
     events = dataset_facts(cfg.dataset).events
-    shape = (1, 1, *resolve_data(cfg).input_size) if events else (1, *resolve_data(cfg).input_size)
+    shape = (1, 1, *size) if events else (1, *size)
     values = math.prod(shape) * (cfg.time_steps if events else 1)
-    images = cfg.batch_size * max(cfg.aug_splits, 1)
     return Need(
-        weights=weights,
-        gradients=trained,
-        optimizer=moments * trained,
-        average=weights if cfg.model_ema and not cfg.model_ema_force_cpu else 0,
+        weights=sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers())),
         batch=images * values * _FLOAT,
         activation=images * cfg.time_steps * _largest_output(model, shape) * (2 if cfg.amp else _FLOAT),
     )

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, listed
-from utils.schema import shown
+from utils.errors import UserError, listed, shortened
 
 _PREFIX = "module."
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -30,10 +29,12 @@ def weights_in(checkpoint: Mapping[Any, Any], path: object, use_ema: bool = Fals
     else:
         weights = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        keys = listed([key if isinstance(key, str) else shown(key) for key in checkpoint])
+        keys = listed([key if isinstance(key, str) else shortened(key) for key in checkpoint])
         raise UserError(f"checkpoint {path} has no 'state_dict' (keys: {keys}); give a file of weights")
     if odd := [key for key in weights if not isinstance(key, str)]:
-        raise UserError(f"checkpoint {path}: a key of its weights is {shown(odd[0])}; the names of weights are texts")
+        raise UserError(
+            f"checkpoint {path}: a key of its weights is {shortened(odd[0])}; the names of weights are texts"
+        )
     names = {key.removeprefix(_PREFIX): value for key, value in weights.items()}
     if len(names) < len(weights):
         twice = [key for key in weights if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in weights]

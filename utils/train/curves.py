@@ -8,10 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, shortened
 from utils.files import read_text
 from utils.run.plot_style import BLUE, GREEN, VERMILION, plain
-from utils.schema import MOST, shown
+from utils.schema import MOST
 from utils.train.run_files import SUMMARY
 
 
@@ -33,7 +33,7 @@ def _columns(path: Path) -> dict[str, list[float]]:
         rows = list(csv.DictReader(io.StringIO(read_text(path))))
         column = {key: [float(row[key]) for row in rows] for key in rows[0]}
         if not column.keys() >= {"epoch", "lr", "train_loss", "eval_loss", "eval_top1"}:
-            raise ValueError(f"its first line is {shown(list(column))}")
+            raise ValueError(f"its first line is {shortened(list(column))}")
         if not all(0 <= epoch < MOST for epoch in column["epoch"]):
             raise ValueError("an epoch is no number from 0 on")
     except FileNotFoundError as error:

@@ -27,6 +27,7 @@ def peak_learning_rate(cfg: Config, world_size: int) -> float:
 
 
 _HIGHEST_RATE = 1e6  # far above of what any optimizer can use
+_MOST_EPOCHS = 200_000  # what epochs and cooldown_epochs allow together; cycles could make it any number
 
 # It needs second derivatives, for which the training loop would have to keep the graph of the backward pass.
 _NEEDS_SECOND_DERIVATIVES = ("adahessian",)
@@ -135,12 +136,20 @@ def _try_schedule(cfg: Config, peak: float, steps: int) -> None:
     epoch, num_epochs = 0, cfg.epochs
     try:
         schedule, num_epochs = _create_schedule(cfg, optimizer, steps)
+        if num_epochs > _MOST_EPOCHS:
+            raise UserError(
+                f"lr_cycle_limit: {cfg.lr_cycle_limit} cycles, the first of {cfg.epochs} epochs and each "
+                f"{cfg.lr_cycle_mul:g} times as long as the one before, are {num_epochs:.3g} epochs; at most "
+                f"{_MOST_EPOCHS:,} are possible: make lr_cycle_limit, lr_cycle_mul or epochs smaller"
+            )
         for epoch in range(1, num_epochs + 1):
             set_learning_rate(schedule, epoch, 0.0)
             set_rate_of_step(schedule, epoch, steps, 0)
             rate = learning_rate(optimizer)
             if not 0 <= rate <= _HIGHEST_RATE:
                 raise ValueError(f"it would be {rate:g}")
+    except UserError:
+        raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"sched: {cfg.sched} gives no usable learning rate in epoch {epoch + 1} of {num_epochs} ({error}); change "

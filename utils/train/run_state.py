@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from utils.config.settings import SETTINGS, TRAIN, Config
-from utils.errors import NonFiniteError, UserError
+from utils.errors import NonFiniteError, UserError, shortened
 from utils.run.build import rows
 from utils.run.checkpoint import load_fitting, read_checkpoint
 from utils.run.console import logger
@@ -23,7 +23,6 @@ from utils.run.plugins import record, say_what_changed
 from utils.run.precision import Precision
 from utils.run.reproduce import git_commit, versions
 from utils.run.weights import weights_in
-from utils.schema import shown
 from utils.train.moments import load_moments
 from utils.train.optim import set_learning_rate
 from utils.train.saved_state import SavedState, saved_state
@@ -105,13 +104,13 @@ class RunState:
         then = saved.config or {}
         if then.get("opt", cfg.opt) != cfg.opt:
             raise UserError(
-                f"checkpoint {path}: its optimizer is {shown(then['opt'])}, opt is {cfg.opt!r}; resume with the "
+                f"checkpoint {path}: its optimizer is {shortened(then['opt'])}, opt is {cfg.opt!r}; resume with the "
                 "same, or add --no-resume-opt"
             )
         if then.get("split_hash") and cfg.split_hash and then["split_hash"] != cfg.split_hash:
             # The run would train on samples that it is evaluated on.
             raise UserError(
-                f"split_hash: checkpoint {path} was trained on split {shown(then['split_hash'])}, the data give "
+                f"split_hash: checkpoint {path} was trained on split {shortened(then['split_hash'])}, the data give "
                 f"{cfg.split_hash}; set event_split as it was and restore the files, or add --no-resume-opt"
             )
         if differences := _differences(then, cfg):
@@ -145,8 +144,8 @@ class RunState:
                 past, present = saved.plateau.past, self.schedule.lr_scheduler.state_dict()
                 if odd := [key for key in {**present, **past} if not _alike(past.get(key), present.get(key))]:
                     raise UserError(
-                        f"checkpoint {path}: plateau.past.{odd[0]} is {shown(past.get(odd[0]))}, here "
-                        f"{shown(present.get(odd[0]))}; add --no-resume-opt, or resume with the same versions"
+                        f"checkpoint {path}: plateau.past.{odd[0]} is {shortened(past.get(odd[0]))}, here "
+                        f"{shortened(present.get(odd[0]))}; add --no-resume-opt, or resume with the same versions"
                     )
                 self.schedule.lr_scheduler.load_state_dict({key: past[key] for key in past if key in present})
                 self.schedule.restore_lr = saved.plateau.restore_lr
@@ -171,7 +170,7 @@ def _otherwise(then: Iterable[Sequence[Any]], now: Iterable[Sequence[Any]]) -> l
 
 def _differences(then: Mapping[str, Any], cfg: Config) -> list[str]:
     return [
-        f"{key} was {shown(then[key])} and is {value!r}"
+        f"{key} was {shortened(then[key])} and is {value!r}"
         for key, value in cfg.as_dict().items()
         if key in then and key not in _FREE_ON_RESUME and _as_stored_now(key, then[key]) != value
     ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from pathlib import Path
 
 import firing_num
 import train
 from tests.fuzzing.cases import Case, generator
+from tests.fuzzing.programs import Program
 from tests.fuzzing.values import ODD_TEXT, SMALL, as_word, write, yaml_of
 from utils.config.settings import SETTINGS
 
@@ -28,9 +28,12 @@ def words(rng: random.Random, folder: Path) -> Case:
     else:
         argv[rng.randrange(len(argv))] = word
     program = rng.choice((train.main, train.main, firing_num.main))
-    # Whatever is wrong is one of the words, or what firing_num.py lacks beside them.
-    names = (*filter(None, {repr(word), word.partition("=")[0]}), "belongs to no option", "--", "-c: ", "resume")
-    return Case(f"{program.__module__}.py {' '.join(map(repr, argv))}", functools.partial(program, argv), names)
+    # Whatever is wrong is one of the words, a setting or file that one names, or what firing_num.py lacks beside them.
+    option, _, value = word.partition("=")
+    setting = {option.lstrip("-").replace("-", "_")} & SETTINGS.keys()
+    file = {f"checkpoint {value}:"} if value else ()
+    names = (*filter(None, {repr(word), option}), *setting, *file, "belongs to no option", "--", "-c: ", "resume")
+    return Case(f"{program.__module__}.py {' '.join(map(repr, argv))}", Program(program, argv), names)
 
 
 @generator("two files", share=0.1)
@@ -41,7 +44,7 @@ def two_files(rng: random.Random, folder: Path) -> Case:
     files = others[: rng.choice((1, 2))] if others[0] != name else [others[0], others[1] or name]
     argv = [word for file in files for word in (rng.choice(("-c", "--config")), file)]
     valid = None if files == [name] else False
-    return Case(f"train.py {' '.join(map(repr, argv))}", functools.partial(train.main, [*argv, "--dry-run"]),
+    return Case(f"train.py {' '.join(map(repr, argv))}", Program(train.main, [*argv, "--dry-run"]),
                 ("config", "-c", *filter(None, files)), valid)  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import train
 from tests.fuzzing.cases import Case, generator
+from tests.fuzzing.programs import Program
 from tests.fuzzing.values import SMALL, write, yaml_of
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -23,14 +23,4 @@ def environment(rng: random.Random, folder: Path) -> Case:
     argv = ["-c", write(folder, yaml_of(SMALL)), "--dry-run"]
     what = "environment: " + ", ".join(f"{name}={value!r}" for name, value in given.items())
     wrong_place = "WORLD_SIZE" in given and given.get("RANK", "0") != "0"
-    return Case(what, lambda: _with(given, argv), tuple(given), False if wrong_place else None)
-
-
-def _with(given: dict[str, str], argv: list[str]) -> None:
-    before = dict(os.environ)
-    os.environ.update(given)
-    try:
-        train.main(argv)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return Case(what, Program(train.main, argv, given), tuple(given), False if wrong_place else None)

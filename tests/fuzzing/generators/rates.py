@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import firing_num
-from tests.fuzzing.cases import ROOT, Case, generator
+from tests.fuzzing.cases import Case, generator
+from tests.fuzzing.programs import ROOT, Program
 from tests.fuzzing.values import HUGE, NO_NUMBER, NOT_FINITE, ODD_TEXT, anything, as_json, shortened, write
 
 _TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
@@ -74,7 +75,7 @@ def changed_bytes(rng: random.Random, folder: Path) -> Case:
 
 def _given(folder: Path, content: str | bytes, what: str, valid: bool | None) -> Case:
     argv = ["--from-rates", write(folder, content, "rates.json"), "--output", "out"]
-    return Case(f"rates, {what}", functools.partial(firing_num.main, argv), ("rates.json",), valid)
+    return Case(f"rates, {what}", Program(firing_num.main, argv), ("rates.json",), valid)
 
 
 def _some_path(rng: random.Random, content: Any) -> list[Any]:

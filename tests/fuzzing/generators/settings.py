@@ -10,6 +10,7 @@ from typing import Any
 
 import train
 from tests.fuzzing.cases import Case, generator
+from tests.fuzzing.programs import Program
 from tests.fuzzing.values import (
     HUGE,
     NO_NUMBER,
@@ -56,12 +57,15 @@ def _case(rng: random.Random, folder: Path, values: dict[str, Any], valid: bool 
     if on_command_line:
         for name, value in values.items():
             argv += _options(SETTINGS[name], value)
+            if SETTINGS[name].kind is str and not any("\udc80" <= char <= "\udcff" for char in "".join(argv)):
+                valid = None  # there each word is a text
     what = ("on the command line: " if on_command_line else "in a file: ") + ", ".join(
         f"{name}: {shortened(value)}" for name, value in values.items()
     )
     # What is said about a file that does not exist names the file.
-    files = [word for value in values.values() if isinstance(value, (str, dict)) and (word := as_word(value))]
-    return Case(what, functools.partial(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
+    texts = [v for name, v in values.items() if isinstance(v, (str, dict, list)) or SETTINGS[name].kind is str]
+    files = [word for value in texts if (word := as_word(value))]
+    return Case(what, Program(train.main, argv), names=(*values, "case.yml:", *files), valid=valid)
 
 
 def _options(setting: Setting, value: Any) -> list[str]:

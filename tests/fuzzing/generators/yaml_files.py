@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import train
-from tests.fuzzing.cases import ROOT, Case, generator
+from tests.fuzzing.cases import Case, generator
+from tests.fuzzing.programs import ROOT, Program
 from tests.fuzzing.values import SMALL, write, yaml_of
 
 _CONF = "conf/digits/1_64_15E_t4.yml"
@@ -137,4 +137,4 @@ def _given(folder: Path, text: str | bytes, what: str) -> Case:
     argv = ["-c", write(folder, text), "--dry-run", "--kernels", "plain", "--workers", "0", "--device", "cpu"]
     # What the data or the model say about a value names its key; the files have most of the keys of SMALL.
     names = ("case.yml", *SMALL, "crop_pct", "interpolation", "model", "opt", "sched", "scale", "ratio", "aa", "lr")
-    return Case(what, functools.partial(train.main, argv), names=names)
+    return Case(what, Program(train.main, argv), names=names)

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.measure.energy import Cost, EnergyReport
 from utils.measure.sdt.ann_twin import compare
 from utils.measure.sdt.paper_energy import PAPER_READING, READINGS, Reading, check_rates, paper_energy
 from utils.measure.sdt.shape import SdtShape
 from utils.measure.twin import Comparison
-from utils.schema import Finite, Record, Text, read_json, shown
+from utils.schema import Finite, Record, Text, read_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_rates(path: str) -> RatesFile:
     rates: dict[str, list[float]] = {}
     for number, tensor in enumerate(content.tensors):
         if tensor.name in rates:
-            raise UserError(f"{place}: tensors.{number} is a second {shown(tensor.name)}; give each tensor once")
+            raise UserError(f"{place}: tensors.{number} is a second {shortened(tensor.name)}; give each tensor once")
         rates[tensor.name] = tensor.rate
     T = check_rates(shape, rates, place)
     title, source = content.title or Path(path).stem, content.source or path

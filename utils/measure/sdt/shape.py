@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.types import Strict
 
-from utils.errors import UserError
+from utils.errors import UserError, shortened
 from utils.measure.sdt.names import ENTERED_BY, HEAD_LAYER, POSITION_LAYER, QKV, STAGE_LAYERS, layer
-from utils.schema import Finite, checked, shown
+from utils.schema import Finite, checked
 
 _Pixels = Annotated[int, Strict(), Field(ge=1, le=10_000)]
 
@@ -51,7 +51,9 @@ class SdtShape:
         """
         known = [f.name for f in fields(SdtShape)]
         if unknown := [name for name in mapping if name not in known]:
-            raise UserError(f"{place}: model size {shown(unknown[0])} is unknown; valid: {', '.join(sorted(known))}")
+            raise UserError(
+                f"{place}: model size {shortened(unknown[0])} is unknown; valid: {', '.join(sorted(known))}"
+            )
         return checked(SdtShape, dict(mapping), f"{place}: model", "give the sizes of a model")
 
     def as_dict(self) -> dict[str, Any]:

@@ -104,29 +104,3 @@ void sparse_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int t
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t p = 0; p < P; p++) unpack_row(bits + p * words, C, out + p * C);
 }
-
-/* Max-pool 3x3, stride 2, padding 1 on spikes is an OR: bits [N, H, W, words] -> [N, ceil(H/2), ceil(W/2), words]. */
-void sparse_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t words, uint64_t *out, int threads) {
-    const int64_t height = (H + 1) / 2, width = (W + 1) / 2;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < N * height; row++) {
-        const int64_t n = row / height, y = row % height;
-        for (int64_t x = 0; x < width; x++) {
-            uint64_t *to = out + (row * width + x) * words;
-            memset(to, 0, (size_t)words * sizeof(uint64_t));
-            for (int64_t v = y > 0 ? 2 * y - 1 : 0; v <= 2 * y + 1 && v < H; v++)
-                for (int64_t u = x > 0 ? 2 * x - 1 : 0; u <= 2 * x + 1 && u < W; u++)
-                    for (int64_t w = 0; w < words; w++) to[w] |= bits[((n * H + v) * W + u) * words + w];
-        }
-    }
-}
-
-/* The number of spikes. */
-int64_t sparse_count(const uint64_t *bits, int64_t n, int threads) {
-    int64_t spikes = 0;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : spikes)
-    for (int64_t i = 0; i < n; i++) spikes += __builtin_popcountll(bits[i]);
-    return spikes;
-}
