@@ -101,6 +101,23 @@ def test_the_merged_model_has_faster_ways_too():
         torch.testing.assert_close(model(images(2, 3, 32, 32))[0], plain(images(2, 3, 32, 32))[0], rtol=1e-9, atol=0)
 
 
+def test_additions_where_spikes_enter_and_nowhere_else():
+    model = built().float()
+    plain = copy.deepcopy(model)
+    accelerate(model, engine="sparse", training=False)
+    x = images(2, 3, 32, 32).float()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x)[0], plain.eval()(x)[0], rtol=1e-4, atol=1e-5)
+    added = {n: m.counts for n, m in model.named_modules() if hasattr(m, "counts")}
+    of_spikes = {n for n in added if n.endswith(("pwconv1", "conv1", "conv2", "body.0", "fc1_conv", "fc2_conv"))}
+    assert set(added) == of_spikes | {"downsample4.encode_conv"}
+    assert len(of_spikes) == 4 * 3 + 2 * 6
+    # q, k and v are one product, under the name of the first.
+    silent = {name for name, counts in added.items() if counts is None}
+    assert {name.split(".")[3] for name in silent} == {"k_conv", "v_conv"}
+    assert all(int(counts[1]) > 0 for name, counts in added.items() if counts is not None and "proj" not in name)
+
+
 def parts() -> dict[str, nn.Module]:
     """One of each kind, on its own; each has what `accelerate` asks a model for."""
     torch.manual_seed(0)

@@ -41,7 +41,8 @@ def _affine(
     mean, var = cpu_kernels.mean_and_variance(x)
     scale = _scales(var, weight, outer_weight, eps, outer_eps)[0]
     shift = outer_bias.double() - mean * scale
-    return mean, var, *(value.to(state_dtype(x.dtype)).contiguous() for value in (scale, shift))
+    dtype = state_dtype(x.dtype)
+    return mean, var, scale.to(dtype).contiguous(), shift.to(dtype).contiguous()
 
 
 def _through_both(
@@ -57,11 +58,12 @@ def _through_both(
     scale, inv, outer_inv = _scales(var, weight, outer_weight, eps, outer_eps)
     total = inv * sum_gx
     q = -scale * inv * total / n * (weight.double().square() + outer_eps) * outer_inv.square()
-    per_channel = [v.to(state_dtype(x.dtype)).contiguous() for v in (mean, scale, q, -scale * sum_g / n)]
-    cpu_kernels.gradient_apply(g, x, *per_channel, gx)
+    center, p, q, r = (v.to(state_dtype(x.dtype)).contiguous() for v in (mean, scale, q, -scale * sum_g / n))
+    cpu_kernels.gradient_apply(g, x, center, p, q, r, gx)
     g_weight = outer_weight.double() * outer_inv * total * outer_eps * outer_inv.square()
     g_outer_weight = weight.double() * outer_inv * total
-    return tuple(value.to(weight.dtype) for value in (g_weight, torch.zeros_like(sum_g), g_outer_weight, sum_g))  # type: ignore[return-value]
+    dtype = weight.dtype
+    return g_weight.to(dtype), torch.zeros_like(weight), g_outer_weight.to(dtype), sum_g.to(dtype)
 
 
 # ---- and a neuron ----------------------------------------------------------------------------------------------------
@@ -95,8 +97,9 @@ def _bn_bn_lif_backward(
     g, gx = same_layout(g, x, x.dtype), torch.empty_like(x)
     scale = _scales(var, weight, outer_weight, eps, outer_eps)[0]
     values = (scale, outer_bias.double() - mean * scale, mean)
-    per_channel = [value.to(state_dtype(x.dtype)).contiguous() for value in values]
-    sum_g, sum_gx, _ = cpu_kernels.affine_lif_backward(g, x, *per_channel, gx, decay, threshold, alpha, False)
+    of_both, shift, center = (value.to(state_dtype(x.dtype)).contiguous() for value in values)
+    settings = (decay, threshold, alpha, False)
+    sum_g, sum_gx, _ = cpu_kernels.affine_lif_backward(g, x, of_both, shift, center, gx, *settings)
     return gx, *_through_both(gx, x, mean, var, weight, outer_weight, eps, outer_eps, sum_g, sum_gx, gx)
 
 

@@ -262,7 +262,8 @@ class FusedV2MLP(FusedV2, MLP):
 def _token_conv(conv: Any, s: Tensor) -> Tensor:
     """A Conv1d of one token, of spikes `[T, B, C, H, W]`."""
     weight = conv.weight.unsqueeze(3)
-    convolve = spike_conv2d if on_cpu(s) else F.conv2d
+    # A sparse convolution's own way.
+    convolve = getattr(conv, "convolve", spike_conv2d if on_cpu(s) else F.conv2d)
     return convolve(s.flatten(0, 1), weight, conv.bias).unflatten(0, s.shape[:2])
 
 
