@@ -17,7 +17,7 @@ static int tables_are_faster(const layer *l, const plan *s, double rate) {
     const double inputs = (double)(s->taps * s->C), panels = (double)(s->panels * l->results);
     const double vectors = panels * s->lanes / 8; /* of eight sums */
     const double lists = 0.22 * inputs + panels * 8 + 0.25 * rate * inputs * vectors; /* making, starting, adding */
-    const double tables = 0.38 * s->taps * (double)((s->C + 3) / 4) * vectors;
+    const double tables = 0.36 * s->taps * (double)((s->C + 3) / 4) * vectors;
     return tables < lists;
 }
 
