@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import sizes
 from benchmarks.plain import PlainSDT
-from model import SpikeDrivenTransformer, sdt
+from benchmarks.plain_v2 import PlainMetaSpikeFormer
+from model import sdt, sdt_v2
 from module.accelerate import accelerate
 from module.kernels import winograd
 from module.kernels.backends import BACKENDS
@@ -33,8 +34,23 @@ _OPTIONS = (
     "glibc",
     "direct",
     "graph",
+    "sparse",
+    "auto",
     *_BACKENDS,
 )
+
+
+def _make_fire(model: nn.Module, size: str) -> None:
+    """Fresh models of V2 are silent, and their gradients then have no end: BatchNorm gets a bias of 0.5 (setting
+    `bn_init_bias`), and the running statistics of one batch."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        nn.init.constant_(norm.bias, 0.5)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(sizes.batch(size, 4, torch.device("cpu"))[0])
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class Candidate:
 
     Options: `fuse` folds BatchNorm (evaluation), `checkpoint` recomputes blocks (training), `compile` runs
     torch.compile, `graph` runs a training step as one CUDA graph, `nchw` or `nhwc` sets the memory format of weights
-    and input; a backend's name sets the neurons'.
+    and input; `sparse` or `auto` is the engine of ours; a backend's name sets the neurons'.
     To see what one thing alone brings: `unaccelerated` runs the model as module/ has it (with a backend's name, the
     neurons alone are accelerated); `keep` and `glibc` choose whether freed memory is kept (ours does), `direct`
     computes the gradients of 3x3 convolutions without Winograd's algorithm.
@@ -69,18 +85,19 @@ class Candidate:
             )
         return parts
 
-    def build(
-        self, size: str, device: torch.device, *, training: bool
-    ) -> tuple[SpikeDrivenTransformer, torch.memory_format]:
+    def build(self, size: str, device: torch.device, *, training: bool) -> tuple[Any, torch.memory_format]:
         kind, precision, *options = self.parts
         backend = next((option for option in options if option in _BACKENDS), None)
         self._switch(device)
         torch.manual_seed(0)
         arguments: dict[str, Any] = sizes.arguments(size)
         if kind == "ours":
-            model = sdt(**arguments)
+            model = (sdt_v2 if sizes.is_v2(size) else sdt)(**arguments)
         else:  # the kernels are for the neurons of module.neuron
-            model = PlainSDT(**arguments, **({"neuron": make_neuron} if backend else {}))
+            plain = PlainMetaSpikeFormer if sizes.is_v2(size) else PlainSDT
+            model = plain(**arguments, **({"neuron": make_neuron} if backend else {}))
+        if sizes.is_v2(size):
+            _make_fire(model, size)
         layout = torch.channels_last if "nhwc" in options else torch.contiguous_format
         model = model.to(device).to(memory_format=layout).train(training)
         if "checkpoint" in options:
@@ -91,6 +108,7 @@ class Candidate:
                 model,
                 kernels="auto" if whole else "plain",
                 neuron_backend=backend or "auto",
+                engine=next((option for option in options if option in ("sparse", "auto")), "dense"),
                 amp_dtype=DTYPES[precision],
                 training=training,
             )

@@ -26,7 +26,7 @@ from benchmarks.measure import (
     print_table,
     speedup,
 )
-from model import sdt
+from model import sdt, sdt_v2
 
 # Size, batch and device -> one call that does the step's work.
 Build = Callable[[str, int, torch.device], Call]
@@ -166,16 +166,19 @@ def _memory_of(build: Build, size: str, batch: int, device: torch.device) -> dic
 def macs_per_image(size: str) -> float:
     """Multiply-accumulates of all convolutions and the head for one image, all T steps."""
     with torch.device("meta"):
-        model = sdt(**sizes.arguments(size), neuron=lambda **settings: nn.Identity())  # neurons change no shape
+        model = (sdt_v2 if sizes.is_v2(size) else sdt)(
+            **sizes.arguments(size), neuron=lambda **settings: nn.Identity()
+        )  # neurons change no shape
     macs = 0
+    layers = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
     def count(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         nonlocal macs
-        assert isinstance(module, nn.Conv2d | nn.Linear)
+        assert isinstance(module, layers)
         macs += output.numel() * module.weight[0].numel()
 
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, layers):
             module.register_forward_hook(count)
     x = sizes.batch(size, 1, torch.device("cpu"))[0]
     with torch.no_grad():

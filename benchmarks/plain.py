@@ -70,11 +70,17 @@ def neuron(
     return node
 
 
+def choose_backend(model: nn.Module) -> None:
+    """SpikingJelly's CuPy kernels for the neurons of a model on CUDA where those work, else its torch code."""
+    on_cuda = next(model.parameters()).is_cuda
+    nodes: list[Any] = [node for node in model.modules() if isinstance(node, _FreshState)]
+    for node in nodes:
+        node.backend = "cupy" if on_cuda and why_cupy_cannot_be_used() is None else "torch"
+
+
 class PlainSDT(SpikeDrivenTransformer):
     """`SpikeDrivenTransformer` with the forward pass of the published implementation; takes the arguments of
     `model.sdt`.
-
-    The neurons run on SpikingJelly's CuPy kernels on CUDA where those work, else on its torch code.
 
     Attributes:
         arguments: those given, to build the same network as `model.sdt`.
@@ -86,10 +92,7 @@ class PlainSDT(SpikeDrivenTransformer):
 
     def to(self, *args: Any, **kwargs: Any) -> PlainSDT:
         moved = super().to(*args, **kwargs)
-        on_cuda = next(moved.parameters()).is_cuda
-        nodes: list[Any] = [node for node in moved.modules() if isinstance(node, _FreshState)]
-        for node in nodes:
-            node.backend = "cupy" if on_cuda and why_cupy_cannot_be_used() is None else "torch"
+        choose_backend(moved)
         return moved
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -101,17 +104,18 @@ class PlainSDT(SpikeDrivenTransformer):
         return x.mean(dim=(3, 4))
 
 
-def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
+def over_time(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer` on `[T, B, *]`, time and batch as one dimension."""
     y: Tensor = layer(x.flatten(0, 1))
     return y.unflatten(0, x.shape[:2])
 
 
 def _patch_splitting(m: MS_SPS, x: Tensor) -> Tensor:
-    x = _over_time(m.maxpool, m.proj_lif(_over_time(m.proj_bn, _over_time(m.proj_conv, x))))
-    x = _over_time(m.maxpool1, m.proj_lif1(_over_time(m.proj_bn1, _over_time(m.proj_conv1, x))))
-    x = _over_time(m.maxpool2, m.proj_lif2(_over_time(m.proj_bn2, _over_time(m.proj_conv2, x))))
-    x = _over_time(m.maxpool3, _over_time(m.proj_bn3, _over_time(m.proj_conv3, x)))
-    return _over_time(m.rpe_bn, _over_time(m.rpe_conv, m.proj_lif3(x))) + x
+    x = over_time(m.maxpool, m.proj_lif(over_time(m.proj_bn, over_time(m.proj_conv, x))))
+    x = over_time(m.maxpool1, m.proj_lif1(over_time(m.proj_bn1, over_time(m.proj_conv1, x))))
+    x = over_time(m.maxpool2, m.proj_lif2(over_time(m.proj_bn2, over_time(m.proj_conv2, x))))
+    x = over_time(m.maxpool3, over_time(m.proj_bn3, over_time(m.proj_conv3, x)))
+    return over_time(m.rpe_bn, over_time(m.rpe_conv, m.proj_lif3(x))) + x
 
 
 def _attention(m: MS_SSA_Conv, x: Tensor) -> Tensor:
@@ -121,17 +125,17 @@ def _attention(m: MS_SSA_Conv, x: Tensor) -> Tensor:
     def heads(t: Tensor) -> Tensor:
         return t.flatten(3).transpose(2, 3).reshape(T, B, H * W, m.num_heads, -1).transpose(2, 3)  # [T, B, h, N, D/h]
 
-    q = heads(m.q_lif(_over_time(m.q_bn, _over_time(m.q_conv, s))).contiguous())
-    k = heads(m.k_pool(m.k_lif(_over_time(m.k_bn, _over_time(m.k_conv, s)))).contiguous())
-    v = heads(m.v_pool(m.v_lif(_over_time(m.v_bn, _over_time(m.v_conv, s)))).contiguous())
+    q = heads(m.q_lif(over_time(m.q_bn, over_time(m.q_conv, s))).contiguous())
+    k = heads(m.k_pool(m.k_lif(over_time(m.k_bn, over_time(m.k_conv, s)))).contiguous())
+    v = heads(m.v_pool(m.v_lif(over_time(m.v_bn, over_time(m.v_conv, s)))).contiguous())
     kv = m.kv_pool(k * v).sum(dim=3, keepdim=True)
     y = m.x_pool(q * m.talking_heads_lif(kv))
     y = y.transpose(3, 4).reshape(T, B, D, H, W).contiguous()
-    return _over_time(m.proj_bn, _over_time(m.proj_conv, y)) + x
+    return over_time(m.proj_bn, over_time(m.proj_conv, y)) + x
 
 
 def _mlp(m: MS_MLP_Conv, x: Tensor) -> Tensor:
-    a = _over_time(m.fc1_bn, _over_time(m.fc1_conv, m.fc1_lif(x)))
+    a = over_time(m.fc1_bn, over_time(m.fc1_conv, m.fc1_lif(x)))
     if m.shortcut_after_fc1:
         x = a = a + x
-    return _over_time(m.fc2_bn, _over_time(m.fc2_conv, m.fc2_lif(a))) + x
+    return over_time(m.fc2_bn, over_time(m.fc2_conv, m.fc2_lif(a))) + x

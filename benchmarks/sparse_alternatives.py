@@ -16,6 +16,7 @@ numba panels   the engine's order: active channels listed once per block, then 3
 from __future__ import annotations
 
 import argparse
+import ctypes
 import random
 import time
 from collections.abc import Callable
@@ -25,8 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Call, Spread, Timings, noting_failure, print_json, print_table, speedup
-from module.sparse.library import load
-from module.sparse.ops import pack_spikes, pack_weight, pointer
+from module.sparse.library import CONVOLVE, NONE, Layer, Outcome, load
+from module.sparse.ops import pack_spikes, pack_weight
 
 try:
     import cffi  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -45,10 +46,8 @@ POSITION = np.zeros(64, np.int64)
 for _bit in range(64):
     POSITION[(int(DE_BRUIJN) << _bit) % 2**64 >> 58] = _bit
 DECLARATIONS = """
-int64_t sparse_forward(void *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
-                      void *weights, void *bias, void *residual, void *out, int dtype, void *spikes, float decay,
-                      float threshold, int threads);
-int64_t sparse_count(void *bits, int64_t n, int threads);
+int64_t sparse_run(void *layers, int64_t n, void *memory, void *done, int threads);
+void sparse_unpack(void *bits, int64_t P, int64_t C, void *out, int threads);
 """
 
 
@@ -123,25 +122,25 @@ def candidates() -> tuple[dict[str, Call], dict[str, Call]]:
     weight = torch.randn(CHANNELS, CHANNELS, 1, 1, generator=generator)
     bits, _ = pack_spikes(x)
     packed, out = pack_weight(weight), torch.empty(PIXELS, CHANNELS)
-    sizes = (1, PIXELS, 1, 1, CHANNELS, CHANNELS, 1)
+    one = Layer(kind=CONVOLVE, taps=1, results=1, T=1, N=PIXELS, H=1, W=1, C=CHANNELS, O=CHANNELS)
+    one.input, one.source, one.spikes = bits.data_ptr(), NONE, int(x.sum())
+    one.to[0].weights, one.to[0].values = packed.data_ptr(), out.data_ptr()
+    one.to[0].residual = one.to[0].spikes = NONE
+    layers, done = (Layer * 1)(one), (Outcome * 1)()
 
     library = load()
     ffi = cffi.FFI()
     ffi.cdef(DECLARATIONS)
     by_cffi = ffi.dlopen(library._name)
 
-    def address(tensor: torch.Tensor) -> object:
-        return ffi.cast("void *", tensor.data_ptr())
+    def address(array: Any) -> object:
+        return ffi.cast("void *", ctypes.addressof(array))
 
     words, rows = bits.numpy().view(np.uint64), np.ascontiguousarray(weight[:, :, 0, 0].T.numpy())
     panels = packed.numpy().reshape(-1, CHANNELS, PANEL)
     layer: dict[str, Call] = {
-        "ctypes": lambda: library.sparse_forward(
-            *(pointer(bits), *sizes, pointer(packed), None, None, pointer(out), 0, None, 0.0, 0.0, 1)
-        ),
-        "cffi": lambda: by_cffi.sparse_forward(
-            *(address(bits), *sizes, address(packed), ffi.NULL, ffi.NULL, address(out), 0, ffi.NULL, 0.0, 0.0, 1)
-        ),
+        "ctypes": lambda: library.sparse_run(layers, 1, None, done, 1),
+        "cffi": lambda: by_cffi.sparse_run(address(layers), 1, ffi.NULL, address(done), 1),
         "numba rows": lambda: numba_rows(words, rows, out.numpy()),
         "numba panels": lambda: numba_panels(words, panels, out.numpy()),
     }
@@ -152,8 +151,8 @@ def candidates() -> tuple[dict[str, Call], dict[str, Call]]:
         error = float((out - expected).abs().max() / expected.abs().max())
         assert error < 1e-5, f"{name}: {error}"
     empty: dict[str, Call] = {
-        "ctypes": lambda: library.sparse_count(pointer(bits), 1, 1),
-        "cffi": lambda: by_cffi.sparse_count(address(bits), 1, 1),
+        "ctypes": lambda: library.sparse_unpack(layers, 0, 1, layers, 1),
+        "cffi": lambda: by_cffi.sparse_unpack(address(layers), 0, 1, address(layers), 1),
     }
     return layer, empty
 

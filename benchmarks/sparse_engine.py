@@ -136,7 +136,7 @@ def evaluation(plain: PlainSDT, x: Tensor, rounds: int, clock: Clock, failed: di
         return lambda: model(channels_last)
 
     def bits() -> Call:
-        network = SparseInference(with_sparse_layers(plain), auto=False)
+        network = SparseInference(with_sparse_layers(plain))
         return lambda: network(x)
 
     candidates: dict[str, Call] = {
@@ -152,7 +152,7 @@ def evaluation(plain: PlainSDT, x: Tensor, rounds: int, clock: Clock, failed: di
         failed |= seconds.failed
         with noting_failure(failed, "rates of the inputs"):
             model = with_sparse_layers(plain)
-            expected, actual = plain(x)[0], SparseInference(model, auto=False)(x)[0]
+            expected, actual = plain(x)[0], SparseInference(model)(x)[0]
             result["relative_difference_of_logits"] = float((actual - expected).abs().max() / expected.abs().max())
             result["input_rates"] = input_rates(model, channels_last)
     return result

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -22,9 +22,12 @@ from torch import nn
 from module.kernels import backends, cpu, proof, triton_device
 from module.kernels.neurons import KernelNeuron, substitute_for
 from module.kernels.parts import PARTS, FusedPart
+from module.kernels.parts_v2 import PARTS_V2
 from module.kernels.substitute import Context, Substitute, plain_class
 from module.neuron import neurons_of
 from module.sps import MS_SPS
+from module.v2.conv import DownSampling, SeparableConv
+from module.v2.repconv import RepConv
 
 KERNELS = ("auto", "plain")
 # Kind of part -> why its substitute may not run, or None. All processes of a run must come to the same answer.
@@ -33,6 +36,9 @@ Agree = Callable[[dict[str, str | None]], dict[str, str | None]]
 Model = TypeVar("Model", bound=nn.Module)
 
 _logger = logging.getLogger("sdt")
+# Parts that contain others come later: they are proved with these.
+_LEVELS = (PARTS | PARTS_V2[0], PARTS_V2[1])
+_ALL_PARTS = _LEVELS[0] | _LEVELS[1]
 _WITHOUT = ("torch.", "timm.", "spikingjelly.", "module.", "model")
 _on_bits: dict[tuple[type[nn.Module], str], str | None] = {}
 
@@ -103,7 +109,7 @@ def accelerate(
     # Parts last: they are proved with the neurons and convolutions that they will run with.
     for candidates in (
         _convolutions(model, engine, bf16_input_grad, reasons),
-        _parts(model, kernels, parameter.device, prove, reasons),
+        *(_parts(model, level, kernels, parameter.device, prove, reasons) for level in _LEVELS),
     ):
         _attach(list(candidates), contexts, steps, prove, agree, reasons)
     model.acceleration = _rows(model, kernels, backend, reasons)  # type: ignore[assignment]
@@ -151,7 +157,7 @@ def for_evaluation(model: nn.Module) -> nn.Module:
                 _logger.warning(f"warning: evaluation does not run from spikes to spikes: {kind.__name__}: {reason}")
         if _on_bits[key] is not None:
             return model
-    return SparseInference(model, auto=layers[0].auto)
+    return SparseInference(model)
 
 
 def _backends(
@@ -198,15 +204,32 @@ def _convolutions(
         _logger.warning(f"warning: engine {engine} is not available, convolutions stay dense: {reason}")
         reasons[nn.Conv2d] = reason
         return
-    # The first convolution sees an image, which is no spikes.
-    first = {id(part.proj_conv) for part in model.modules() if isinstance(part, MS_SPS)}
+    others = set(map(id, _of_real_values(model)))
     for layer in model.modules():
-        if type(layer) is nn.Conv2d and conv.fits(layer) and id(layer) not in first:
+        if type(layer) is nn.Conv2d and conv.fits(layer) and id(layer) not in others:
             yield _Candidate(layer, conv.SparseConv2d, {"auto": engine == "auto", "bf16_input_grad": bf16_input_grad})
 
 
+def _of_real_values(model: nn.Module) -> Iterator[object]:
+    """Convolutions of the published parts that no spikes enter: of images, and those inside of V2's parts."""
+    for part in model.modules():
+        if isinstance(part, MS_SPS):
+            yield part.proj_conv
+        elif isinstance(part, DownSampling) and part.first:
+            yield part.encode_conv
+        elif isinstance(part, SeparableConv):
+            yield part.pwconv2
+        elif isinstance(part, RepConv):
+            yield from part.body[2]  # type: ignore[misc]
+
+
 def _parts(
-    model: nn.Module, kernels: str, device: torch.device, prove: bool, reasons: dict[type[nn.Module], str]
+    model: nn.Module,
+    level: Mapping[type[nn.Module], type[FusedPart]],
+    kernels: str,
+    device: torch.device,
+    prove: bool,
+    reasons: dict[type[nn.Module], str],
 ) -> Iterator[_Candidate]:
     if kernels == "plain":
         return
@@ -217,9 +240,9 @@ def _parts(
     else:
         reason = f"none exists for {device.type}"
     for part in model.modules():
-        if type(part) in PARTS:
+        if type(part) in level:
             if reason is None:
-                yield _Candidate(part, PARTS[type(part)], {})
+                yield _Candidate(part, level[type(part)], {})
             reasons[type(part)] = reason or ""
 
 
@@ -237,11 +260,10 @@ def _attach(
     answers = {kind: _edited(c) or (_why_not(c, contexts, steps) if prove else None) for kind, c in kinds.items()}
     if agree is not None:
         answers = agree(answers)
-    for kind, answer in answers.items():
-        if answer is not None:
-            part = plain_class(kinds[kind].part)
-            reasons[part] = answer
-            _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
+    refused = {(plain_class(kinds[kind].part), answer): None for kind, answer in answers.items() if answer is not None}
+    for part, answer in refused:
+        reasons[part] = answer
+        _logger.warning(f"warning: {part.__name__} runs plain: {answer}")
     for name, candidate in zip(names, candidates, strict=True):
         if answers[name] is None:
             _become(candidate, frozenset(_seen(candidate, contexts)) if prove else None)
@@ -291,7 +313,7 @@ def _rows(model: nn.Module, kernels: str, backend: str, reasons: dict[type[nn.Mo
     on_triton = triton_device.runs(next(model.parameters(), torch.empty(0)))
     for part in model.modules():
         kind = type(part)
-        base = next((known for known in PARTS if isinstance(part, known)), None)
+        base = next((known for known in _ALL_PARTS if isinstance(part, known)), None)
         foreign = not kind.__module__.startswith(_WITHOUT)
         if isinstance(part, Substitute):
             how = f"{part.kernel} {part.runs_as}" if isinstance(part, KernelNeuron) else part.runs_as
@@ -301,7 +323,7 @@ def _rows(model: nn.Module, kernels: str, backend: str, reasons: dict[type[nn.Mo
         elif id(part) in neurons:
             why = reasons.get(kind) or ("" if backend == "torch" else "no kernel for this class")
             found[kind.__name__, "SpikingJelly's torch code" if not foreign else "plain", why] += 1
-        elif kind in PARTS:
+        elif kind in _ALL_PARTS:
             found[kind.__name__, "plain", reasons.get(kind) or f"kernels: {kernels}"] += 1
         elif base is not None:
             found[kind.__name__, "plain", f"derived from {base.__name__}: its own code runs"] += 1

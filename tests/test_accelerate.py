@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from model import sdt
 from module.accelerate import accelerate, detach, for_evaluation, rows
 from module.attention import MS_SSA_Conv
-from module.kernels import attention, batchnorm, cpu, neurons, parts, pool, proof, substitute
+from module.fingerprint import fingerprint, found
+from module.kernels import attention, batchnorm, cpu, neurons, parts, parts_v2, pool, proof
 from module.kernels import lif as lif_file
-from module.kernels.substitute import Substitute, fingerprint, plain_class
+from module.kernels.substitute import Substitute, plain_class
 from module.neuron import LIF, SPIKE_MODES, SpikingNode, make_neuron
 from module.sparse.conv import SparseConv2d
 from module.sparse.inference import ON_BITS, SparseInference
@@ -127,10 +128,11 @@ def test_a_method_replaced_in_the_class_runs(monkeypatch):
 
 @pytest.mark.parametrize(
     "kind", [parts.FusedSPS, parts.FusedSSA, parts.FusedMLP, neurons.KernelLIF, neurons.KernelParametricLIF,
-             neurons.CupyLIF, neurons.CupyParametricLIF, SparseInference], ids=lambda kind: kind.__name__
+             neurons.CupyLIF, neurons.CupyParametricLIF, SparseInference,
+             *(fast for level in parts_v2.PARTS_V2 for fast in level.values())], ids=lambda kind: kind.__name__
 )  # fmt: skip
 def test_fingerprints_are_those_of_the_code(kind):
-    now = {name: fingerprint(getattr(*substitute._found(name))) for name in kind.stands_for}
+    now = {name: fingerprint(getattr(*found(name))) for name in kind.stands_for}
     assert kind.stands_for == now, "a plain method changed: change the substitute likewise, then its fingerprint"
 
 

@@ -13,7 +13,18 @@ from golden import load_json
 from tiny import TINY_RUN
 
 import model
-from benchmarks import before_after, children, compare, measure, plain, same_training, sizes, spikingjelly2
+from benchmarks import (
+    ann,
+    before_after,
+    children,
+    compare,
+    firing_at,
+    measure,
+    plain,
+    same_training,
+    sizes,
+    spikingjelly2,
+)
 from benchmarks.candidates import Candidate
 from module.kernels import cpu
 from module.kernels.parts import FusedPart
@@ -260,3 +271,39 @@ def test_a_benchmark_ends_in_one_json_line_with_the_machine():
     assert line["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert line["results"]["lean forward"]["ms"] > 0
     assert "not on a CUDA device" in line["failed"]["cupy"]
+
+
+SMALL = dict(img_size=8, num_classes=4, embed_dims=16, num_heads=2, depths=2, pooling_stat="0011")
+
+
+def test_the_twin_is_the_network_with_relu_and_softmax_attention():
+    """Where the attention gives nothing, it is the spiking network with ReLU in place of each neuron, in one pass."""
+    torch.manual_seed(0)
+    net = model.sdt(**SMALL, T=1).eval()
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    for block in net.block:
+        torch.nn.init.zeros_(block.attn.proj_conv.weight)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        twin = ann.ANN(net).eval()(x)
+        for name in [name for name, _ in net.named_modules() if "lif" in name.split(".")[-1]]:
+            net.set_submodule(name, torch.nn.ReLU())
+        assert torch.allclose(twin, net(x)[0], rtol=1e-4, atol=1e-4)
+        block, q, v = ann.Block(net.block[0]), torch.zeros(16, 16, 1, 1), torch.eye(16)[:, :, None, None]
+        block.qkv.weight.copy_(torch.cat([q, q, v]))  # all tokens are equally near: the mean of them is added
+        block.proj.weight.copy_(v)
+        torch.nn.init.zeros_(block.fc2.weight)
+        u = torch.randn(2, 16, 4, 4)
+        assert torch.allclose(block(u), u + u.relu().mean(dim=(2, 3), keepdim=True), atol=1e-5)
+
+
+def test_a_network_fires_at_the_rates_it_is_given():
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net = firing_at.random_network(SMALL, x)
+    wanted = {name: 0.1 + 0.02 * i for i, name in enumerate(firing_at.shifts(net))}
+    firing_at.set_rates(net, wanted, x)
+    found = firing_at.rates_of(net, x)
+    assert len(wanted) == 4 + 2 * 6
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=0.02)

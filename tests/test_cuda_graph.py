@@ -156,6 +156,24 @@ def test_a_new_learning_rate_reaches_the_graph_and_another_shape_runs_without(na
     assert {(group["lr"], group.get("capturable", False)) for group in optimizer.param_groups} == {(2**-7, False)}
 
 
+def test_a_learning_rate_of_each_update_reaches_the_graph(played):
+    results = []
+    for graphed in (False, True):
+        model = Linear()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+
+        def set_rate(step, optimizer=optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = 2.0 ** -(6 + step)
+
+        results.append(run(model, optimizer, batches_of(7), graphed=graphed, kept=played, set_rate=set_rate))
+    assert results[0] == results[1]
+    assert Played.made == 1
+
+
 def test_batches_are_mixed_and_averaged_around_the_graph(played):
     calls = []
 
@@ -206,6 +224,7 @@ class WithoutMomentum(nn.Module):
         (None, {}),
         (None, dict(settings={"mixup": 0.5, "amp": True, "clip_grad": 1.0, "model_ema": True})),
         (None, dict(optimizer=OPTIMIZERS["sgd"])),
+        (None, dict(settings={"sched_on_updates": True})),
         (None, dict(optimizer=OPTIMIZERS["lamb"])),
         ("the run is on cpu", dict(device=CPU)),
         ("2 processes exchange gradients", dict(world_size=2)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import types
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model import sdt_v2
+from module.fingerprint import fingerprint, found
+from module.folding import _ORDER
 from module.v2.conv import SeparableConv
+from module.v2.repconv import BorderedBatchNorm
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -62,6 +67,40 @@ def test_the_merged_layers_have_the_published_sizes():
         model = sdt_v2(embed_dims=(64, 128, 256, 360)).eval().fuse()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))}
     assert list(layers) == [name.removesuffix("+pwconv2") for name in golden]
+
+
+def test_a_part_with_an_edited_method_stays_and_one_line_says_so(monkeypatch, caplog):
+    def edited(self, x):
+        return self.bn2(self.pwconv2(self.lif2(self.dwconv(x.flatten(0, 1))))).unflatten(0, x.shape[:2])
+
+    def build():
+        return sdt_v2(embed_dims=(4, 8, 8, 8), depths=(1, 1), num_heads=2).eval()
+
+    for change in ("of the class", "of one part"):
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "sdt"):
+            caplog.clear()
+            model = build()
+            part = model.ConvBlock1_2[0].Conv
+            if change == "of the class":
+                patch.setattr(SeparableConv, "forward", edited)
+            else:
+                part.forward = types.MethodType(edited, part)
+            model.fuse()
+        (line,) = [record.message for record in caplog.records]
+        assert "SeparableConv stays as it is" in line
+        assert "module.v2.conv:SeparableConv.forward" in line
+        assert isinstance(part.bn2, nn.BatchNorm2d)
+        assert part.dwconv.groups > 1
+        other = model.ConvBlock1_1[0].Conv
+        assert isinstance(other.bn2, nn.Identity) == (change == "of one part")
+    monkeypatch.setattr(BorderedBatchNorm, "border", lambda self: torch.zeros(()))
+    kept = build().fuse().block3[0].attn.q_conv
+    assert isinstance(kept[1], nn.BatchNorm2d), "its border is no longer that of the merged form"
+
+
+def test_what_folding_relies_on_is_the_code_as_it_was_written():
+    now = {kind: {name: fingerprint(getattr(*found(name))) for name in order} for kind, order in _ORDER.items()}
+    assert now == _ORDER, "a plain method changed: see that folding still holds, then change its fingerprint"
 
 
 class WithNeuron(SeparableConv):

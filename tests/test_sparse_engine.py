@@ -11,7 +11,6 @@ from golden import FORWARD_FILES, load_tensors, model_arguments, relative_error,
 
 from model import SpikeDrivenTransformer, sdt
 from module.accelerate import accelerate, for_evaluation
-from module.sparse import network as sparse_network
 from module.sparse.conv import SparseConv2d
 from module.sparse.inference import SparseInference, why_not
 from utils.measure.synapses import SynapseRecorder
@@ -90,7 +89,7 @@ def test_inference_on_bits_gives_the_golden_logits(name):
     if name == "dvs_tet":
         assert "event mode" in str(why_not(model))
         return
-    inference = SparseInference(model, auto=False)
+    inference = SparseInference(model)
     logits, _ = inference(tensors["input"].float())
     assert relative_error(logits, tensors["eval/logits"]) < TOLERANCE
     # The same additions as the layers do, which count them one by one.
@@ -122,7 +121,7 @@ def test_inference_on_bits_equals_the_model(options):
     x = images(model)
     with torch.no_grad():
         expected, _ = model(x)
-    logits, _ = SparseInference(model, auto=False)(x)
+    logits, _ = SparseInference(model)(x)
     assert relative_error(logits, expected.double()) < TOLERANCE
 
 
@@ -134,18 +133,8 @@ def test_inference_on_event_frames_equals_the_model():
     assert relative_error(SparseInference(model)(x)[0], expected.double()) < TOLERANCE
 
 
-def test_inference_computes_layers_densely_above_the_crossover(monkeypatch):
-    monkeypatch.setattr(sparse_network, "crossover", lambda *_: -1.0)
-    model = small_model()
-    inference = SparseInference(model, auto=True)
-    with torch.no_grad():
-        expected, _ = model(images(model))
-    assert relative_error(inference(images(model))[0], expected.double()) < TOLERANCE
-    assert sum(inference.additions().values()) == 0
-
-
 def test_inference_does_not_depend_on_the_number_of_threads():
-    inference = SparseInference(small_model(), auto=False)
+    inference = SparseInference(small_model())
     x = torch.randn(5, 3, 16, 16)
     before = torch.get_num_threads()
     try:
@@ -200,7 +189,7 @@ def test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all
     whole, part = counted(x), counted(x[:1])
     assert whole.keys() == part.keys()
     assert all(0 < part[name] < whole[name] for name in whole)
-    inference = SparseInference(model, auto=False)
+    inference = SparseInference(model)
     for batch in (x, x[:1]):
         inference(batch)
     assert {name: count for name, count in inference.additions().items() if name in whole} == {
@@ -301,39 +290,6 @@ def test_the_energy_report_counts_the_additions_that_the_engine_does():
     assert len(done) >= 9
     assert sum(done.values()) > 0
     assert done == {name: reported[name] for name in done}
-
-
-@pytest.mark.parametrize("share", [0.9, 1.1])
-def test_the_evaluation_chooses_by_the_firing_rate(monkeypatch, share):
-    """A layer with a crossover a little above its firing rate adds, with one a little below it does not."""
-    model = small_model()
-    x = images(model)
-    sparse = SparseInference(model, auto=False)
-    sparse(x)
-    asked = []
-
-    def crossover(C, M, kernel, pixels):
-        asked.append((C, M, kernel, pixels))
-        return rates[len(asked) - 1] * share
-
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)][1:]
-    rates = []
-
-    def note(module, args, output):
-        rates.append(float(args[0].mean()))
-
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    with torch.no_grad():
-        model(x)
-    for handle in handles:
-        handle.remove()
-    assert min(rates) > 0
-    monkeypatch.setattr(sparse_network, "crossover", crossover)
-    chosen = SparseInference(model, auto=True)
-    chosen(x)
-    assert len(asked) == len(rates)
-    expected = sparse.additions() if share > 1 else dict.fromkeys(sparse.additions(), 0)
-    assert chosen.additions() == expected
 
 
 def test_neurons_of_other_kinds_are_not_computed_on_bits():

@@ -19,6 +19,8 @@ from module.kernels import attention, batchnorm, norm_pool, pool, triton_device
 from module.kernels.cpu import state_dtype
 from module.kernels.lif import lif
 from module.neuron import make_neuron
+from module.v2.block import TransformerBlock
+from module.v2.conv import ConvBlock, DownSampling
 
 # Roundings of the dtype; the interpreter rounds to bfloat16 towards zero.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -234,9 +236,10 @@ def attentions(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 def parts() -> None:
     """The proof at the start accepts the parts of a model, with both neurons, and they are attached."""
-    for options in (dict(spike_mode="lif", dvs_mode=True), dict(spike_mode="plif", embed_dims=64)):
-        model = accelerate(tiny(**options).double(), neuron_backend="triton")
-        for row in rows(model):
+    models = [tiny(spike_mode="lif", dvs_mode=True), tiny(spike_mode="plif", embed_dims=64)]
+    of_v2 = [DownSampling(3, 4, kernel_size=7, first=True), ConvBlock(4), TransformerBlock(8, num_heads=1)]
+    for model in (*models, *of_v2):
+        for row in rows(accelerate(model.double(), neuron_backend="triton")):
             assert row.runs_as != "plain", row
 
 

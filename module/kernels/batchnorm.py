@@ -167,7 +167,7 @@ def bn_lif_backward(
         alpha,
         want_decay,
     )
-    g_weight, g_bias = _through_batchnorm(gx, x, scale, mean, var, eps, sum_g, sum_gx, gx)
+    g_weight, g_bias = through_batchnorm(gx, x, scale, mean, var, eps, sum_g, sum_gx, gx)
     return gx, g_weight.to(weight.dtype), g_bias.to(bias.dtype), torch.full_like(decay, g_decay)
 
 
@@ -183,7 +183,7 @@ def _(
     )
 
 
-def _through_batchnorm(
+def through_batchnorm(
     g: Tensor,
     x: Tensor,
     scale: Tensor,
@@ -259,7 +259,7 @@ def bn_add_backward(
     scale, _ = affine_of(mean, var, weight, bias, eps)
     gx = torch.empty_like(x)
     sum_g, sum_gx = cpu_kernels.gradient_sums(g, x, _per_channel(x, mean))
-    g_weight, g_bias = _through_batchnorm(g, x, scale, mean, var, eps, sum_g, sum_gx, gx)
+    g_weight, g_bias = through_batchnorm(g, x, scale, mean, var, eps, sum_g, sum_gx, gx)
     return gx, g_weight.to(weight.dtype), g_bias.to(bias.dtype)
 
 

@@ -20,7 +20,7 @@ from module.kernels import native
 from module.kernels.substitute import plain_class
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp", "winograd.cpp")
+_SOURCES = ("neuron.cpp", "batchnorm.cpp", "attention.cpp", "pool.cpp", "winograd.cpp", "depthwise.cpp", "bits.cpp")
 LIBRARY = native.Library(
     name="cpu",
     sources=_SOURCES,
@@ -41,6 +41,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attend_backward": [*[_i64] * 4, *[_pointer] * 4, *[_f64] * 3, _pointer],
     "max_pool": [*[_i64] * 4, *[_pointer] * 3],
     "max_pool_backward": [*[_i64] * 4, *[_pointer] * 3],
+    "depthwise": [*[_i64] * 5, *[_pointer] * 6],
+    "depthwise_weight_gradient": [*[_i64] * 5, *[_pointer] * 6],
+    "pack_bits": [_i64, _pointer, _pointer],
+    "unpack_bits": [_i64, _pointer, _pointer],
     "winograd_to_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
     "winograd_gradient_to_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
     "winograd_from_tiles": [*[_i64] * 4, _pointer, _i64, _i64, _pointer],
@@ -208,6 +212,40 @@ def max_pool_backward(g: Tensor, winner: Tensor, gx: Tensor) -> None:
     """Fills `gx` `[N, C, H, W]`."""
     N, C, H, W = gx.shape
     _call("max_pool_backward", g.dtype, N, H, W, C, g, winner, gx)
+
+
+Affine = tuple[Tensor, Tensor, Tensor]  # scale, shift and border, each [C] in the state's dtype
+
+
+def _depthwise_arguments(x: Tensor, kernel: int, affine: Affine | None) -> tuple[Any, ...]:
+    N, C, H, W = x.shape
+    return (N, H, W, C, kernel, x, *(affine or (0, 0, 0)))
+
+
+def depthwise(x: Tensor, affine: Affine | None, weight: Tensor, out: Tensor) -> None:
+    """Fills `out` `[N, C, H, W]` from `x` `[N, C, H, W]`, both with channels innermost, and `weight` `[k * k, C]` in
+    the state's dtype, k 3 or 7. With `affine`, `x` is scaled and shifted, with the border around it; else zeros."""
+    kernel = round(len(weight) ** 0.5)
+    _call("depthwise", x.dtype, *_depthwise_arguments(x, kernel, affine), weight, out)
+
+
+def depthwise_weight_gradient(x: Tensor, affine: Affine | None, g: Tensor, kernel: int) -> Tensor:
+    """`[k * k, C]` in float64, from the gradient `g` of the result."""
+    sums = torch.zeros(kernel * kernel, x.shape[1], dtype=torch.float64)
+    _call("depthwise_weight_gradient", x.dtype, *_depthwise_arguments(x, kernel, affine), g, sums)
+    return sums
+
+
+def pack_bits(x: Tensor) -> Tensor:
+    """Which values of the dense `x` are not 0, in the order of memory, as uint8 `[ceil(n / 8)]`."""
+    bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8)
+    _call("pack_bits", x.dtype, x.numel(), x, bits)
+    return bits
+
+
+def unpack_bits(bits: Tensor, out: Tensor) -> None:
+    """Fills the dense `out` with 0 and 1."""
+    _call("unpack_bits", out.dtype, out.numel(), bits, out)
 
 
 def winograd_to_tiles(x: Tensor, first: int, tiles: Tensor) -> None:

@@ -10,6 +10,7 @@ Legend: T time steps, B batch, C channels, H x W feature map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ def channels_innermost(x: Tensor) -> Tensor:
 def can_fuse_norms(x: Tensor, *norms: nn.Module) -> bool:
     """Whether the kernels compute these BatchNorms of `x`: not synchronised or split ones."""
     for norm in norms:
-        if type(norm) is not nn.BatchNorm2d or not norm.affine or norm.running_mean is None:
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or not norm.affine or norm.running_mean is None:
             return False
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         if norm.weight.dtype != cpu.state_dtype(x.dtype) or norm.training != norms[0].training:
             return False
     # The evaluation kernels have no gradient.
@@ -66,7 +68,6 @@ def norm_neuron(norm: nn.Module, neuron: nn.Module, x: Tensor, steps: int | None
     """
     steps = steps or x.shape[0]
     if can_fuse_norms(x, norm) and can_fuse_neurons(x, neuron):
-        assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(neuron, KernelNeuron)
         return norms_neurons([norm], [neuron], x, steps)
     if x.shape[0] != steps:
@@ -92,7 +93,7 @@ def norm_neuron_pool(
     assert isinstance(neuron, KernelNeuron)
     decay, (threshold, alpha) = neuron.decay(x), neuron.constants()
     if not norm.training:
-        return norm_pool.affine_lif_pool(x, *_running_affine(norm), decay, steps, threshold)
+        return norm_pool.affine_lif_pool(x, *running_affine(norm), decay, steps, threshold)
     keep = torch.is_grad_enabled()
     arguments = (decay, steps, norm.eps, threshold, alpha, keep)
     out, mean, var, _ = norm_pool.bn_lif_pool(x, norm.weight, norm.bias, *arguments)
@@ -100,7 +101,7 @@ def norm_neuron_pool(
     return out
 
 
-def norms_neurons(norms: Sequence[nn.BatchNorm2d], neurons: Sequence[KernelNeuron], x: Tensor, steps: int) -> Tensor:
+def norms_neurons(norms: Sequence[nn.Module], neurons: Sequence[KernelNeuron], x: Tensor, steps: int) -> Tensor:
     """Several BatchNorms side by side over the channels of `x`, each followed by its neuron; fused.
 
     A single neuron stands for neurons that are all like it; else they differ in their time constants alone.
@@ -108,29 +109,38 @@ def norms_neurons(norms: Sequence[nn.BatchNorm2d], neurons: Sequence[KernelNeuro
     threshold, alpha = neurons[0].constants()
     decay = torch.stack([n.decay(x) for n in neurons]) if len(neurons) > 1 else neurons[0].decay(x)
     if not norms[0].training:
-        scales, shifts = zip(*map(_running_affine, norms), strict=True)
+        scales, shifts = zip(*map(running_affine, norms), strict=True)
         return batchnorm.affine_lif(x, _joined(scales), _joined(shifts), decay, steps, threshold)
-    weight, bias = _joined([norm.weight for norm in norms]), _joined([norm.bias for norm in norms])
+    weight, bias = joined_affine(norms)
     spikes, mean, var = batchnorm.bn_lif(x, weight, bias, decay, steps, norms[0].eps, threshold, alpha)
-    count = x.numel() // x.shape[2] // x.shape[0] * steps
-    means, variances = mean.chunk(len(norms)), var.chunk(len(norms))
-    for norm, its_mean, its_var in zip(norms, means, variances, strict=True):
-        _update_running(norm, its_mean, its_var, count)
+    update_running(norms, mean, var, x.numel() // x.shape[2] // x.shape[0] * steps)
     return spikes
 
 
-def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """`over_time(x, norm)`, plus `residual` if there is one, all `[T, B, C, H, W]`."""
-    same = residual is None or x.dtype == residual.dtype
-    if same and can_fuse_norms(x, norm):
-        assert isinstance(norm, nn.BatchNorm2d)
-        if not norm.training:
-            return batchnorm.affine_add(x, *_running_affine(norm), residual)
-        out, mean, var = batchnorm.bn_add(x, norm.weight, norm.bias, residual, norm.eps)
-        _update_running(norm, mean, var, x.numel() // x.shape[2])
-        return out
-    y = over_time(x, norm)
+def norm_add(norm: nn.Module, x: Tensor, residual: Tensor | None = None, steps: int | None = None) -> Tensor:
+    """`over_time(x, norm)`, plus `residual` if there is one, all `[T, B, C, H, W]`; `x` and `steps` as in
+    `norm_neuron`, without a `residual`."""
+    steps = steps or x.shape[0]
+    if can_fuse_norms(x, norm):
+        if residual is None or x.dtype == residual.dtype:
+            return norms_add([norm], x, residual, steps)
+        y = norms_add([norm], x, None, steps)
+    else:
+        y = over_time(x.expand(steps, *x.shape[1:]), norm)
     return y if residual is None else y + residual
+
+
+def norms_add(norms: Sequence[nn.Module], x: Tensor, residual: Tensor | None, steps: int) -> Tensor:
+    """Several BatchNorms side by side over the channels of `x`, plus `residual`; fused."""
+    first = norms[0]
+    if not first.training:
+        scales, shifts = zip(*map(running_affine, norms), strict=True)
+        out = batchnorm.affine_add(x, _joined(scales), _joined(shifts), residual)
+    else:
+        weight, bias = joined_affine(norms)
+        out, mean, var = batchnorm.bn_add(x, weight, bias, residual, first.eps)
+        update_running(norms, mean, var, x.numel() // x.shape[2] // x.shape[0] * steps)
+    return out.expand(steps, *x.shape[1:])
 
 
 def convolved(conv: nn.Module, x: Tensor) -> Tensor:
@@ -166,24 +176,30 @@ def neighbours_pooled(layer: nn.Module, x: Tensor) -> Tensor:
     return pooled
 
 
+def joined_affine(norms: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Weights and biases of BatchNorms side by side over channels."""
+    return _joined([norm.weight for norm in norms]), _joined([norm.bias for norm in norms])
+
+
+def update_running(norms: Sequence[Any], mean: Tensor, var: Tensor, count: int) -> None:
+    """Of BatchNorms side by side over channels: `mean` and biased `var` are those of all, over `count` values."""
+    for norm, its_mean, its_var in zip(norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True):
+        _update_running(norm, its_mean, its_var, count)
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
-def _running_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+def running_affine(norm: Any) -> tuple[Tensor, Tensor]:
     return batchnorm.affine_of(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
 @torch.no_grad()
-def _update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+def _update_running(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     """As BatchNorm does it: running means of the mean and of the unbiased variance over `count` values."""
     if not norm.track_running_stats:
         return
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
     unbiased = var * (count / max(count - 1, 1))

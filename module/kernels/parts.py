@@ -39,12 +39,15 @@ class FusedPart(Substitute):
     """A part whose layers are computed together: on a CPU by the kernels of module/kernels/csrc, on CUDA by Triton's.
 
     Attributes:
-        neurons: for the proof, each neuron in order of computation, and the BatchNorm whose bias shifts its current;
-            `INPUT`: the part's input does; None: its current is a sum of spikes.
+        neurons: for the proof, each neuron in order of computation, and the BatchNorm whose bias shifts its current (or
+            several names: the first that is there and has a bias); `INPUT`: the part's input does; None: its current
+            is a sum of spikes.
+        sees_images: its input may be the same at each step.
     """
 
     runs_as = "compiled kernels"  # on a CPU
-    neurons: ClassVar[dict[str, str | None]]
+    neurons: ClassVar[dict[str, str | tuple[str, ...] | None]]
+    sees_images = False
 
     def may_run(self, x: Tensor) -> bool:
         # Evaluation with gradients (a saliency map) is computed plainly: the kernels of evaluation have none.
@@ -52,6 +55,7 @@ class FusedPart(Substitute):
 
 
 class FusedSPS(FusedPart, MS_SPS):
+    sees_images = True
     plain_class: ClassVar[type[nn.Module]] = MS_SPS
     stands_for: ClassVar[dict[str, str]] = {
         "module.sps:MS_SPS.forward": "2873216da8b6d0ed",
@@ -59,11 +63,11 @@ class FusedSPS(FusedPart, MS_SPS):
     }
     # Winograd's algorithm, which computes the gradients of wide 3 x 3 convolutions: up to 3e-6 was measured.
     gradient_tolerance = 1e-5
-    neurons: ClassVar[dict[str, str | None]] = {
-        "proj_lif": "proj_bn",
-        "proj_lif1": "proj_bn1",
-        "proj_lif2": "proj_bn2",
-        "proj_lif3": "proj_bn3",
+    neurons: ClassVar[dict[str, str | tuple[str, ...] | None]] = {
+        "proj_lif": ("proj_bn", "proj_conv"),
+        "proj_lif1": ("proj_bn1", "proj_conv1"),
+        "proj_lif2": ("proj_bn2", "proj_conv2"),
+        "proj_lif3": ("proj_bn3", "proj_conv3"),
     }
 
     def fast_forward(self, x: Tensor) -> Tensor:
@@ -93,11 +97,11 @@ class FusedSSA(FusedPart, MS_SSA_Conv):
         "module.attention:MS_SSA_Conv._split_heads": "ea2d94f3cbc603c1",
         "module.layers:over_time": "784d7585bdd8ffa2",
     }
-    neurons: ClassVar[dict[str, str | None]] = {
+    neurons: ClassVar[dict[str, str | tuple[str, ...] | None]] = {
         "shortcut_lif": INPUT,
-        "q_lif": "q_bn",
-        "k_lif": "k_bn",
-        "v_lif": "v_bn",
+        "q_lif": ("q_bn", "q_conv"),
+        "k_lif": ("k_bn", "k_conv"),
+        "v_lif": ("v_bn", "v_conv"),
         "talking_heads_lif": None,
     }
 
@@ -173,7 +177,7 @@ class FusedMLP(FusedPart, MS_MLP_Conv):
         "module.mlp:MS_MLP_Conv.forward": "18b6a4899aa3eb8b",
         "module.layers:over_time": "784d7585bdd8ffa2",
     }
-    neurons: ClassVar[dict[str, str | None]] = {"fc1_lif": INPUT, "fc2_lif": "fc1_bn"}
+    neurons: ClassVar[dict[str, str | tuple[str, ...] | None]] = {"fc1_lif": INPUT, "fc2_lif": ("fc1_bn", "fc1_conv")}
 
     def fast_forward(self, x: Tensor) -> Tensor:
         x = channels_innermost(x)

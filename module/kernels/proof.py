@@ -23,10 +23,12 @@ from module.kernels.substitute import Context, Substitute, plain_class
 from module.layers import over_time
 from module.neuron import LIF, ParametricLIF
 from module.sps import MS_SPS
+from module.v2.attention import Attention
 
 # Beside twice the plain error: so many roundings of the run's dtype, for where the plain result is exact by chance.
 _ROUNDINGS = 8
 _SIDE = 2  # of the feature map behind all pools
+_SUM = 150  # tokens times channels of a head
 _DRAWS = 3
 _SHIFTS = 33  # tried for each channel
 
@@ -57,7 +59,7 @@ def difference(part: nn.Module, fast: nn.Module, context: Context, steps: int) -
         steps: T.
     """
     reason: str | None = None
-    for static in (False, True) if isinstance(part, MS_SPS) else (False,):
+    for static in (False, True) if isinstance(fast, FusedPart) and fast.sees_images else (False,):
         for draw in range(_DRAWS):
             reason = _difference(part, fast, context, steps, static, draw)
             # Neurons other than LIF cannot be kept away from their threshold: another draw then decides.
@@ -98,10 +100,15 @@ def _shown_once(x: Tensor) -> Tensor:
 
 def _input(part: nn.Module, steps: int, generator: torch.Generator) -> Tensor:
     """Values that 16 bits hold exactly, `[T, B, C, H, W]`, float64."""
-    channels = next((layer.in_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)), 8)
-    height = _SIDE * 2 ** part.pooling_stat.count("1") if isinstance(part, MS_SPS) else _SIDE
-    # Not a square where there are pools: a larger map in front of them sees all taps of a convolution.
-    width = height // 2 if height > _SIDE else height
+    convs = [layer for layer in part.modules() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
+    channels = convs[0].in_channels if convs else 8
+    # Larger where a map is made smaller, and for wide kernels, of which it must see all taps; then not a square.
+    halved = part.pooling_stat.count("1") if isinstance(part, MS_SPS) else 0
+    height = max([_SIDE * 2**halved, *((layer.kernel_size[0] // 2 + 1) * layer.stride[0] for layer in convs)])
+    # So many tokens that V2's sums over tokens and channels lie about its threshold.
+    per_head = [layer.dim / layer.num_heads for layer in part.modules() if isinstance(layer, Attention)]
+    height = max([height, *(round((_SUM / size) ** 0.5) for size in per_head)])
+    width = max(height // 2, 1) if halved else height
     # Two samples, so that time and batch cannot be mistaken for each other; in training, where a long sequence alone
     # has enough values for statistics, one is enough.
     batch = 1 if part.training and steps >= 4 and not isinstance(part, nn.Conv2d) else 2
@@ -119,12 +126,12 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
         value.copy_((low + (high - low) * torch.rand(value.shape, generator=generator)).bfloat16())
 
     for layer in part.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
             scale = 2 / layer.weight[0].numel() ** 0.5
             draw(layer.weight, -scale, scale)
             if layer.bias is not None:
                 draw(layer.bias, -0.1, 0.1)
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             assert layer.running_mean is not None
             assert layer.running_var is not None
             for value, low, high in (
@@ -142,20 +149,21 @@ def _redraw(part: nn.Module, fast: nn.Module, x: Tensor, generator: torch.Genera
     if not isinstance(fast, FusedPart):
         return x
     state = {name: buffer.clone() for name, buffer in part.named_buffers()}
+    layers, static = dict(part.named_modules()), x.stride(0) == 0
     for name, shifted in fast.neurons.items():
-        neuron = part.get_submodule(name)
+        neuron = layers.get(name)
         if shifted is None or type(neuron) not in (LIF, ParametricLIF):
             continue
+        assert neuron is not None
         if shifted == INPUT:
             x = (x + _shift(neuron, x)[:, None, None]).bfloat16().double()
-        else:
-            norm = part.get_submodule(shifted)
-            if isinstance(norm, nn.Identity):  # BatchNorm was folded into the convolution before it
-                norm = part.get_submodule(shifted.replace("_bn", "_conv"))
-            bias = norm.bias
-            assert isinstance(bias, Tensor)
-            bias.zero_()
-            bias.copy_(_shift(neuron, _current(part, neuron, x)))
+            x = x[:1].expand(x.shape) if static else x
+            continue
+        # A BatchNorm may have been folded into the convolution before it.
+        biases = (getattr(layers.get(path), "bias", None) for path in shifted)
+        bias = next(bias for bias in biases if isinstance(bias, Tensor))
+        bias.zero_()
+        bias.copy_(_shift(neuron, _current(part, neuron, x)))
     for name, buffer in part.named_buffers():
         buffer.copy_(state[name])
     return x
@@ -184,8 +192,9 @@ def _current(part: nn.Module, neuron: nn.Module, x: Tensor) -> Tensor:
 
 def _shift(neuron: nn.Module, current: Tensor) -> Tensor:
     """Per channel, `[C]`: what to add to the current `[T, B, C, H, W]` so that the neuron fires at 5 to 95% and no
-    potential is close to the threshold."""
+    potential is close to the threshold. A current may also be `[T, B, C, N]`."""
     node: Any = neuron
+    current = current if current.dim() == 5 else current.unsqueeze(-1)
     decay = float(node.w.sigmoid()) if isinstance(neuron, ParametricLIF) else 1 / node.tau
     threshold = float(node.v_threshold)
     middle = 1.5 * threshold - current.mean(dim=(0, 1, 3, 4))  # [C]

@@ -7,18 +7,14 @@ it may run, and falls back to the plain class's forward where it may not.
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import importlib
-import inspect
-import textwrap
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+
+from module.fingerprint import edited, found
 
 # Device, dtype of the input, dtype of autocast (None: off), and whether the part is in training mode.
 Context = tuple[torch.device, torch.dtype, torch.dtype | None, bool]
@@ -44,25 +40,6 @@ def watched(*modules: nn.Module) -> bool:
     )
 
 
-def fingerprint(function: Any) -> str:
-    """Of the syntax tree of a function: comments, docstring and layout do not count. Empty where there is no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
-
-
-def _found(name: str) -> tuple[Any, str]:
-    """The class or module that holds the function `package.module:Class.function`, and the function's name."""
-    module, _, path = name.partition(":")
-    *owners, attribute = path.split(".")
-    return functools.reduce(getattr, owners, importlib.import_module(module)), attribute
-
-
 class Substitute(nn.Module):
     """Named before the plain class: `class FastMLP(Substitute, MS_MLP_Conv)`.
 
@@ -84,18 +61,13 @@ class Substitute(nn.Module):
 
     def __init_subclass__(cls) -> None:
         if "stands_for" in vars(cls):
-            places = [_found(name) for name in cls.stands_for]
+            places = [found(name) for name in cls.stands_for]
             cls._functions = tuple((owner, name, getattr(owner, name)) for owner, name in places)
 
     @classmethod
     def edited(cls) -> list[str]:
         """The functions that differ from those this was written for."""
-        functions = (getattr(*_found(name)) for name in cls.stands_for)
-        return [
-            name
-            for (name, known), function in zip(cls.stands_for.items(), functions, strict=True)
-            if fingerprint(function) != known
-        ]
+        return edited(cls.stands_for)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.may_run(x):

@@ -24,19 +24,20 @@ from module.kernels import cpu as cpu_kernels
 _POINTS = (0.0, 2 / 3, -2 / 3, 4 / 3, -4 / 3)
 # Floats of a chunk's tiles, before and after the products: they should stay in the cache.
 _CHUNK = 2**21
-# With fewer channels the transforms cost more than the products save.
+# With fewer channels the transforms cost more than the products save; for the weight the direct way is slower.
 _FEWEST_CHANNELS = 64
+_FEWEST_CHANNELS_FOR_WEIGHT = 32
 # For comparisons.
 enabled = True
 
 
-def is_faster(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the functions below are the faster way for a convolution with `weight` and gradients of `dtype`."""
+def is_faster(weight: Tensor, dtype: torch.dtype, *, for_weight: bool = False) -> bool:
+    """Whether `input_grad` (`for_weight`: `weight_grad`) is the faster way for gradients of `dtype`."""
     return (
         enabled
         and dtype == torch.float32
         and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= _FEWEST_CHANNELS
+        and min(weight.shape[:2]) >= (_FEWEST_CHANNELS_FOR_WEIGHT if for_weight else _FEWEST_CHANNELS)
         and cpu_kernels.why_unusable() is None
     )
 

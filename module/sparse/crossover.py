@@ -1,7 +1,9 @@
 """The firing rate above which a dense convolution is faster than a sparse one, on this machine.
 
 Measured once per kind of layer with random spikes, and kept in the cache folder. The time of the sparse one is
-close to a + b * rate, so two rates give the line; the result is the rate at which it equals the dense time.
+close to a + b * rate as long as it adds from lists, so two rates give the line; the result is the rate at which it
+equals the dense time. Above, it adds from tables, in a time that does not depend on the rate: where that is less than
+the dense time, the sparse one is used at any rate.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from module.sparse.library import load
 # In force where a measurement must not decide: a run that is to be repeated bit for bit. Measured crossovers of
 # the layers of a 2-512 model lie around it.
 FIXED = 0.5
-_RATES = (0.3, 0.6)  # on both sides of where it usually is
+_RATES = (0.1, 0.3, 0.6)  # two with lists, one with tables
 _MAX_PIXELS = 2048
 _ROUNDS = 4
 
@@ -79,13 +81,14 @@ def _measure(C: int, M: int, kernel: int, pixels: int) -> float:
         return x.contiguous(memory_format=torch.channels_last)
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        few, many = (spikes(rate) for rate in _RATES)
+        few, more, many = (spikes(rate) for rate in _RATES)
         calls: list[Callable[[], object]] = [
             lambda: F.conv2d(few, weight, padding=kernel // 2),
             lambda: sparse_conv2d(few, weight, auto=False),
+            lambda: sparse_conv2d(more, weight, auto=False),
             lambda: sparse_conv2d(many, weight, auto=False),
         ]
-        times: list[list[float]] = [[], [], []]
+        times: list[list[float]] = [[], [], [], []]
         for turn in range(_ROUNDS + 1):
             for call, values in zip(calls, times, strict=True):
                 started = time.perf_counter()
@@ -93,6 +96,8 @@ def _measure(C: int, M: int, kernel: int, pixels: int) -> float:
                 if turn:  # the first round warms up
                     values.append(time.perf_counter() - started)
     # The least disturbed run of each: others may use the machine.
-    dense, at_few, at_many = (min(values) for values in times)
-    slope = max(at_many - at_few, 1e-9) / (_RATES[1] - _RATES[0])
+    dense, at_few, at_more, at_many = (min(values) for values in times)
+    if dense >= at_many:
+        return 1.0
+    slope = max(at_more - at_few, 1e-9) / (_RATES[1] - _RATES[0])
     return min(1.0, max(0.0, _RATES[0] + (dense - at_few) / slope))

@@ -19,7 +19,8 @@ from module.kernels.substitute import Substitute, plain_class, watched
 from module.mlp import MS_MLP_Conv
 from module.neuron import LIF, SURROGATES, ParametricLIF
 from module.sparse.conv import why_unusable
-from module.sparse.network import Network, SpikeMap
+from module.sparse.network import Network
+from module.sparse.program import Program, read
 from module.sps import MS_SPS
 
 # Of these the network may consist.
@@ -67,7 +68,6 @@ class SparseInference(Substitute):
     Args:
         model: a `SpikeDrivenTransformer`. Its parameters and running statistics are read now; later changes have no
             effect.
-        auto: compute a layer densely above the firing rate where that is faster on this machine.
 
     Raises:
         ValueError: `why_not(model)` has a reason.
@@ -81,14 +81,15 @@ class SparseInference(Substitute):
         "module.block:MS_Block_Conv.forward": "fc030af9f7b78114",
         "model:SpikeDrivenTransformer.forward": "5e93ad2ed8bb5151",
         "model:SpikeDrivenTransformer.forward_features": "830e7f129ac0c746",
+        "model:SpikeDrivenTransformer.forward_head": "9a983eb745786794",
     }
 
-    def __init__(self, model: nn.Module, *, auto: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if reason := why_not(model):
             raise ValueError(f"this model cannot be evaluated from spikes to spikes: {reason}")
         self._model: list[Any] = [model]  # in a list: its parameters are not this module's
-        self.network = Network(model, auto=auto)
+        self.network = Network(model)
         self.train(False)
 
     @staticmethod
@@ -96,8 +97,13 @@ class SparseInference(Substitute):
         return importlib.import_module("model").SpikeDrivenTransformer
 
     def additions(self) -> dict[str, int]:
-        """Additions of weights each layer did since construction; a layer computed densely adds none."""
+        """Additions of weights of each layer since construction; the first convolution, of an image, multiplies."""
         return {name: layer.additions for name, layer in self.network.layers.items()}
+
+    def frames(self, x: Tensor) -> Tensor:
+        """Images or event frames -> float32 `[T, B, C, H, W]`."""
+        frames: Tensor = self._model[0]._to_time_first(x.float())
+        return frames
 
     @torch.no_grad()
     def forward(self, x: Tensor, hook: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:  # type: ignore[override]
@@ -109,29 +115,25 @@ class SparseInference(Substitute):
         if hook is not None:
             logits, hook = model.eval()(x, hook)
             return logits, hook
-        network = self.network
         with torch.autocast("cpu", enabled=False):
-            u, pixels = network.patch_embed("patch_embed.", model.patch_embed, model._to_time_first(x.float()))
-            for i, block in enumerate(model.block):
-                u = network.attention(f"block.{i}.attn.", block.attn, u, pixels)
-                u = network.mlp(f"block.{i}.mlp.", block.mlp, u, pixels)
-            features = u.view(pixels.steps, pixels.batch, -1, u.shape[1]).mean(dim=2)  # [T, B, D]
-            return model.forward_head(features), None
+            logits = self.network.logits(self.frames(x))
+        return logits.clone() if model.TET else logits.mean(dim=0), None
 
 
 class _PartOnBits(FusedPart):
     """One part as `SparseInference` computes it, for the proof."""
 
     def fast_forward(self, x: Tensor) -> Tensor:
-        network, (T, B, C, H, W) = Network(self, auto=False), x.shape
+        network, (T, B, C, H, W) = Network(self), x.shape
+        p = Program(network.layers)
         if isinstance(self, MS_SPS):
-            u, pixels = network.patch_embed("", self, x)
+            given = p.values("image", T, B, H, W, C)
+            u, _ = network.patch_embed(p, "", self, given, T)
         else:
-            u = x.permute(0, 1, 3, 4, 2).reshape(-1, C).contiguous()
-            pixels = SpikeMap(u, T, B, H, W, C)
-            compute: Any = network.attention if isinstance(self, MS_SSA_Conv) else network.mlp
-            u = compute("", self, u, pixels)
-        return u.view(T, B, pixels.height, pixels.width, -1).permute(0, 1, 4, 2, 3)
+            given = p.values("u", T, B, H, W, C)
+            first: Any = self.shortcut_lif if isinstance(self, MS_SSA_Conv) else self.fc1_lif
+            u, _ = network.part(p, "", self, given, p.fire(given, "s", first))
+        return read(p.run(given, x), u).permute(0, 1, 4, 2, 3)
 
 
 def _on_bits(plain: type[nn.Module]) -> type[FusedPart]:

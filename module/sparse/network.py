@@ -1,213 +1,111 @@
-"""The layers of a network as additions on bits: BatchNorm folded, neurons inside the convolutions.
+"""A Spike-driven Transformer, or one part of it, as additions on bits: BatchNorm folded, neurons in the convolutions.
 
 After the first convolution every layer adds weight rows of active inputs, and only spikes, one bit each, travel between
 layers. The currents of a neuron never leave the cache.
 
-Legend: T time steps, B batch, C channels, H x W feature map, D embed_dims, P = T*B*H*W pixels.
-Spikes are int64 bits `[P, ceil(C/64)]`, membrane values float32 `[P, C]`; both in the order T, B, H, W.
+Legend: T time steps, B batch, C channels, H x W feature map, D embed_dims, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module.attention import MS_SSA_Conv
-from module.folding import folded
 from module.mlp import MS_MLP_Conv
-from module.sparse.crossover import crossover
-from module.sparse.library import load
-from module.sparse.ops import checked, pack_weight, pointer, unpack_spikes
+from module.sparse.program import Map, Output, Program, Weights, read, read_spikes
 from module.sps import MS_SPS
 
-
-@dataclass
-class SpikeMap:
-    """A feature map of spikes."""
-
-    bits: Tensor
-    steps: int
-    batch: int
-    height: int
-    width: int
-    channels: int
-
-    @property
-    def pixels(self) -> int:
-        return self.steps * self.batch * self.height * self.width
-
-    def empty(self, channels: int) -> SpikeMap:
-        """No spikes, same pixels, `channels` channels."""
-        bits = torch.zeros(self.pixels, (channels + 63) // 64, dtype=torch.int64)
-        return SpikeMap(bits, self.steps, self.batch, self.height, self.width, channels)
-
-
-@dataclass
-class Neuron:
-    """What the kernels need of a LIF or parametric LIF layer."""
-
-    decay: float
-    threshold: float
-
-    @classmethod
-    def of(cls, node: Any) -> Neuron:
-        decay = float(node.w.detach().float().sigmoid()) if hasattr(node, "w") else 1.0 / node.tau
-        return cls(decay, float(node.v_threshold))
-
-
-@dataclass
-class Layer:
-    """A convolution with its BatchNorm folded in. `additions` counts those of weights it did since it was built."""
-
-    weight: Tensor  # [M, C, k, k]
-    bias: Tensor  # [M]
-    packed: Tensor = field(repr=False)
-    additions: int = 0
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d, bn: nn.Module) -> Layer:
-        exact = folded(conv, bn)
-        weight = exact.weight.detach().contiguous(memory_format=torch.channels_last)
-        bias = torch.zeros(conv.out_channels) if exact.bias is None else exact.bias.detach()
-        return cls(weight, bias, pack_weight(weight))
+_SHAPES = 8  # of inputs whose programs are kept
 
 
 class Network:
-    """The convolutions of `root`, a network or one part of it, with BatchNorm folded in, and the ways of its parts.
+    """The convolutions of `root` with BatchNorm folded in, and the ways of its parts.
 
-    Args:
-        auto: compute a layer densely above the firing rate where that is faster on this machine.
+    `u` are membrane values, `s` spikes. A part gets both: `s` are those of its first neurons. `then` are the neurons
+    that follow it and give the `s` of the next part.
     """
 
-    def __init__(self, root: nn.Module, *, auto: bool) -> None:
-        self.auto = auto
-        self.layers: dict[str, Layer] = {}
+    def __init__(self, root: nn.Module) -> None:
+        self.layers: dict[str, Weights] = {}
         with torch.no_grad():
             for name, layer in root.named_modules():
                 if isinstance(layer, nn.Conv2d):
-                    self.layers[name] = Layer.of(layer, root.get_submodule(name.replace("conv", "bn")))
+                    self.layers[name] = Weights.of(layer, root.get_submodule(name.replace("conv", "bn")))
+            if isinstance(head := getattr(root, "head", None), nn.Linear):
+                self.layers["head"] = Weights.of_tensors(head.weight.detach()[:, :, None, None], head.bias)
+        self.program_for = functools.lru_cache(_SHAPES)(functools.partial(self._program, root))
 
-    def patch_embed(self, name: str, sps: MS_SPS, x: Tensor) -> tuple[Tensor, SpikeMap]:
-        """`[T, B, C, H, W]` -> membrane values `[P, D]`, and the map they belong to."""
-        T, B, _, H, W = x.shape
-        static = x.stride(0) == 0  # the same image at each step: its currents are computed once
-        first = self.layers[f"{name}proj_conv"]
-        frames = (x[0] if static else x.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-        current = F.conv2d(frames, first.weight, first.bias, padding=1).contiguous(memory_format=torch.channels_last)
-        s = self._fire(sps.proj_lif, current, SpikeMap(current, T, B, H, W, len(first.bias)), static=static)
-        s = self._pool(sps.maxpool, s)
-        s = self._pool(sps.maxpool1, self._spikes(f"{name}proj_conv1", s, sps.proj_lif1))
-        s = self._pool(sps.maxpool2, self._spikes(f"{name}proj_conv2", s, sps.proj_lif2))
-        u = self._membrane(f"{name}proj_conv3", s)
+    def logits(self, x: Tensor) -> Tensor:
+        """The whole network: `[T, B, C, H, W]` -> `[T, B, K]`."""
+        frames = x[:1] if x.stride(0) == 0 else x  # the same image at each step
+        program, given, result, spikes = self.program_for(len(x), *frames.shape)
+        memory = program.run(given, frames)
+        return (read_spikes if spikes else read)(memory, result).flatten(2)
+
+    def _program(
+        self, model: Any, T: int, frames: int, B: int, C: int, H: int, W: int
+    ) -> tuple[Program, Map, Map, bool]:
+        """For frames of that shape (1 or T): the program, its input and its output, and whether that is spikes."""
+        p = Program(self.layers)
+        x = p.values("image", frames, B, H, W, C)
+        parts: list[tuple[str, nn.Module, nn.Module]] = []
+        for i, block in enumerate(model.block):
+            parts.append((f"block.{i}.attn.", block.attn, block.attn.shortcut_lif))
+            parts.append((f"block.{i}.mlp.", block.mlp, block.mlp.fc1_lif))
+        first = [neurons for *_, neurons in parts]
+        u, s = self.patch_embed(p, "patch_embed.", model.patch_embed, x, T, first[0])
+        for (name, part, _), then in zip(parts, [*first[1:], None], strict=True):
+            u, s = self.part(p, name, part, u, s, then)
+        s = p.fire(p.mean(u, "mean"), "s", model.head_lif)
+        if "head" not in self.layers:
+            return p, x, s, True
+        ((logits, _),) = p.convolve(s, Output("head", values="logits"))
+        return p, x, logits, False
+
+    def patch_embed(self, p: Program, name: str, sps: MS_SPS, x: Map, T: int, then: Any = None) -> tuple[Map, Map]:
+        """Images or frames -> membrane values, and what `then` fires."""
+        s = p.image(x, T, Output(f"{name}proj_conv", spikes="stage", neuron=sps.proj_lif))
+        s = self._pooled(p, sps.maxpool, s, "stage pooled")
+        for i, neuron, pool in ((1, sps.proj_lif1, sps.maxpool1), (2, sps.proj_lif2, sps.maxpool2)):
+            ((_, s),) = p.convolve(s, Output(f"{name}proj_conv{i}", spikes=f"stage {i}", neuron=neuron))
+            s = self._pooled(p, pool, s, f"stage {i} pooled")
+        last = f"{name}proj_conv3"
         if isinstance(sps.maxpool3, nn.MaxPool2d):
-            image = u.view(T * B, s.height, s.width, -1).permute(0, 3, 1, 2)
-            pooled = sps.maxpool3(image).contiguous(memory_format=torch.channels_last)
-            u, (H, W) = pooled.permute(0, 2, 3, 1).reshape(-1, u.shape[1]), pooled.shape[-2:]
-            s = SpikeMap(s.bits, T, B, H, W, s.channels)
-        s = self._fire(sps.proj_lif3, u, SpikeMap(u, T, B, s.height, s.width, u.shape[1]))
-        return self._membrane(f"{name}rpe_conv", s, residual=u), s
-
-    def attention(self, name: str, attn: MS_SSA_Conv, u: Tensor, pixels: SpikeMap) -> Tensor:
-        s = self._fire(attn.shortcut_lif, u, pixels)
-        q = self._spikes(f"{name}q_conv", s, attn.q_lif)
-        k = self._spikes(f"{name}k_conv", s, attn.k_lif)
-        v = self._spikes(f"{name}v_conv", s, attn.v_lif)
-        neuron = Neuron.of(attn.talking_heads_lif)
-        tokens, threads = q.height * q.width, torch.get_num_threads()
-        checked(
-            load().sparse_attention(
-                *(pointer(q.bits), pointer(k.bits), pointer(v.bits), q.steps, q.batch, tokens, q.channels),
-                *(neuron.decay, neuron.threshold, threads),
-            )
-        )
-        return self._membrane(f"{name}proj_conv", q, residual=u)
-
-    def mlp(self, name: str, mlp: MS_MLP_Conv, u: Tensor, pixels: SpikeMap) -> Tensor:
-        s = self._fire(mlp.fc1_lif, u, pixels)
-        if mlp.shortcut_after_fc1:
-            u = self._membrane(f"{name}fc1_conv", s, residual=u)
-            s = self._fire(mlp.fc2_lif, u, pixels)
+            ((u, _),) = p.convolve(s, Output(last, values="stage 3"))
+            u, s = p.pool_values(u, "u", "stage 3 fired", sps.proj_lif3)
         else:
-            s = self._spikes(f"{name}fc1_conv", s, mlp.fc2_lif)
-        return self._membrane(f"{name}fc2_conv", s, residual=u)
+            ((u, s),) = p.convolve(s, Output(last, values="u", spikes="stage 3 fired", neuron=sps.proj_lif3))
+        return self._shortcut(p, f"{name}rpe_conv", u, s, then)
 
-    def _spikes(self, name: str, s: SpikeMap, node: nn.Module) -> SpikeMap:
-        """Convolution, BatchNorm and neuron: spikes in, spikes out."""
-        layer, neuron = self.layers[name], Neuron.of(node)
-        if self._is_dense(layer, s):
-            return self._fire(node, self._dense(layer, s), s)
-        out = s.empty(len(layer.bias))
-        self._convolve(layer, s, s.steps, spikes=out.bits, neuron=neuron)
-        return out
+    def part(self, p: Program, name: str, part: Any, u: Map, s: Map, then: Any = None) -> tuple[Map, Map]:
+        """Self-attention or MLP."""
+        return (self._attention if isinstance(part, MS_SSA_Conv) else self._mlp)(p, name, part, u, s, then)
 
-    def _membrane(self, name: str, s: SpikeMap, residual: Tensor | None = None) -> Tensor:
-        """Convolution, BatchNorm and shortcut: spikes in, membrane values `[P, M]` out."""
-        layer = self.layers[name]
-        if self._is_dense(layer, s):
-            out = self._dense(layer, s)
-            return out if residual is None else out + residual
-        out = torch.empty(s.pixels, len(layer.bias))
-        self._convolve(layer, s, 1, out=out, residual=residual)
-        return out
+    def _attention(self, p: Program, name: str, attn: MS_SSA_Conv, u: Map, s: Map, then: Any) -> tuple[Map, Map]:
+        neurons = {"q": attn.q_lif, "k": attn.k_lif, "v": attn.v_lif}
+        made = p.convolve(s, *(Output(f"{name}{x}_conv", spikes=x, neuron=neuron) for x, neuron in neurons.items()))
+        (_, q), (_, k), (_, v) = made
+        masked = p.attend(q, k, v, attn.talking_heads_lif)
+        return self._shortcut(p, f"{name}proj_conv", u, masked, then)
 
-    def _convolve(
-        self,
-        layer: Layer,
-        s: SpikeMap,
-        steps: int,
-        *,
-        out: Tensor | None = None,
-        residual: Tensor | None = None,
-        spikes: Tensor | None = None,
-        neuron: Neuron | None = None,
-    ) -> None:
-        M, C, k, _ = layer.weight.shape
-        decay, threshold = (neuron.decay, neuron.threshold) if neuron else (0.0, 0.0)
-        images = s.steps * s.batch // steps
-        additions = load().sparse_forward(
-            *(pointer(s.bits), steps, images, s.height, s.width, C, M, k * k, pointer(layer.packed)),
-            *(pointer(layer.bias), pointer(residual), pointer(out), 0, pointer(spikes)),
-            *(decay, threshold, torch.get_num_threads()),
+    def _mlp(self, p: Program, name: str, mlp: MS_MLP_Conv, u: Map, s: Map, then: Any) -> tuple[Map, Map]:
+        first, residual = f"{name}fc1_conv", "u" if mlp.shortcut_after_fc1 else None
+        ((_, hidden),) = p.convolve(
+            s, Output(first, values=residual, spikes="hidden", neuron=mlp.fc2_lif, residual=u if residual else None)
         )
-        layer.additions += checked(additions)
-
-    def _is_dense(self, layer: Layer, s: SpikeMap) -> bool:
-        if not self.auto:
-            return False
-        M, C, k, _ = layer.weight.shape
-        spikes = load().sparse_count(pointer(s.bits), s.bits.numel(), torch.get_num_threads())
-        return spikes > crossover(C, M, k, s.pixels) * s.pixels * C
+        return self._shortcut(p, f"{name}fc2_conv", u, hidden, then)
 
     @staticmethod
-    def _dense(layer: Layer, s: SpikeMap) -> Tensor:
-        x = unpack_spikes(s.bits, (s.steps * s.batch, s.channels, s.height, s.width))
-        out = F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
-        out = out.contiguous(memory_format=torch.channels_last)
-        return out.permute(0, 2, 3, 1).reshape(s.pixels, -1)
+    def _shortcut(p: Program, layer: str, u: Map, s: Map, then: Any) -> tuple[Map, Map]:
+        """A convolution of `s` that is added to the membrane values `u`, in place."""
+        made = Output(layer, values="u", spikes=None if then is None else "s", neuron=then, residual=u)
+        ((u, s),) = p.convolve(s, made)
+        return u, s
 
     @staticmethod
-    def _fire(node: nn.Module, current: Tensor, pixels: SpikeMap, *, static: bool = False) -> SpikeMap:
-        """The neuron alone, on currents `[P, C]` (`static`: those of one step, the same at each)."""
-        neuron = Neuron.of(node)
-        per_step, C = pixels.pixels // pixels.steps, current.numel() * (pixels.steps if static else 1) // pixels.pixels
-        out = pixels.empty(C)
-        load().sparse_lif(
-            *(pointer(current), 0 if static else per_step * C, pixels.steps, per_step, C),
-            *(neuron.decay, neuron.threshold, pointer(out.bits), torch.get_num_threads()),
-        )
-        return out
-
-    @staticmethod
-    def _pool(pool: nn.Module, s: SpikeMap) -> SpikeMap:
-        if not isinstance(pool, nn.MaxPool2d):
-            return s
-        height, width = (s.height + 1) // 2, (s.width + 1) // 2
-        bits = torch.empty(s.steps * s.batch * height * width, s.bits.shape[1], dtype=torch.int64)
-        images, words = s.steps * s.batch, s.bits.shape[1]
-        arguments = (images, s.height, s.width, words)
-        load().sparse_pool(pointer(s.bits), *arguments, pointer(bits), torch.get_num_threads())
-        return SpikeMap(bits, s.steps, s.batch, height, width, s.channels)
+    def _pooled(p: Program, pool: nn.Module, s: Map, name: str) -> Map:
+        return p.pool_spikes(s, name) if isinstance(pool, nn.MaxPool2d) else s

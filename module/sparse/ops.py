@@ -19,25 +19,17 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from module.kernels import winograd
 from module.sparse.crossover import crossover
-from module.sparse.library import load
+from module.sparse.library import CONVOLVE, NONE, Layer, checked, load, run
 
 # Of spikes, as module/kernels/csrc/sparse/sparse.h numbers them. Float64 is the reference's precision and stays dense.
 SPIKE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.bool: 3}
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 KERNELS = (1, 3)  # k of the k x k convolutions, stride 1, same size
 NOT_SPIKES = -1
-_OUT_OF_MEMORY = -2
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p | None:
     return None if x is None else ctypes.c_void_p(x.data_ptr())
-
-
-def checked(result: int) -> int:
-    """A count the kernels returned; raises MemoryError where they had no memory."""
-    if result == _OUT_OF_MEMORY:
-        raise MemoryError("the kernels of sparse convolutions could not allocate their lists")
-    return result
 
 
 def pack_spikes(x: Tensor) -> tuple[Tensor, int]:
@@ -92,11 +84,12 @@ def _sparse_conv2d(
         return _dense(x, weight, bias, out_dtype), bits, torch.tensor([count, 0])
     out = torch.empty((N, M, H, W), dtype=out_dtype, memory_format=torch.channels_last)
     packed, bias = pack_weight(weight), None if bias is None else bias.detach().float().contiguous()
-    additions = load().sparse_forward(
-        *(pointer(bits), 1, N, H, W, C, M, k * k, pointer(packed), pointer(bias), None),
-        *(pointer(out), SPIKE_DTYPES[out_dtype], None, 0.0, 0.0, torch.get_num_threads()),
-    )
-    return out, bits, torch.tensor([count, checked(additions)])
+    layer = Layer(kind=CONVOLVE, taps=k * k, dtype=SPIKE_DTYPES[out_dtype], results=1, T=1, N=N, H=H, W=W, C=C, O=M)
+    layer.input, layer.source, layer.spikes = bits.data_ptr(), NONE, count
+    layer.to[0].weights, layer.to[0].bias = packed.data_ptr(), None if bias is None else bias.data_ptr()
+    layer.to[0].residual, layer.to[0].values, layer.to[0].spikes = NONE, out.data_ptr(), NONE
+    (done,) = run(load(), (Layer * 1)(layer), None, torch.get_num_threads())
+    return out, bits, torch.tensor([count, done.additions])
 
 
 @_sparse_conv2d.register_fake

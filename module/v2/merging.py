@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from module.folding import check_evaluation, folded, is_exactly
 from module.v2.conv import SeparableConv
-from module.v2.repconv import RepConv
+from module.v2.repconv import BorderedBatchNorm, RepConv
 
 
 def merge_convolutions(model: nn.Module) -> None:
     """Merge each RepConv with the BatchNorm after it, and each depthwise 7x7 convolution with the 1x1 one after it.
 
-    In place. A class derived from a published part, or one of the user's, stays as it is.
+    In place. A class derived from a published part, one of the user's, or a part of which a method was edited or
+    replaced stays as it is.
 
     Raises:
         ValueError: the model is in training mode, where BatchNorm uses the batch's statistics.
@@ -41,7 +42,9 @@ def merge_convolutions(model: nn.Module) -> None:
 def _is_rep_conv(layer: nn.Module) -> bool:
     if type(layer) is not nn.Sequential or len(layer) != 2:
         return False
-    return is_exactly(layer[0], RepConv) and type(layer[1]) is nn.BatchNorm2d
+    if type(layer[1]) is not nn.BatchNorm2d or not is_exactly(layer[0], RepConv):
+        return False
+    return is_exactly(layer[0].body[1], BorderedBatchNorm)  # type: ignore[index, arg-type]
 
 
 def _merged_rep_conv(layers: Any) -> nn.Conv2d:

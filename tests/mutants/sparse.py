@@ -5,8 +5,8 @@ from __future__ import annotations
 from .mutant import faults
 
 _CONV, _OPS, _CROSSOVER = "module/sparse/conv.py", "module/sparse/ops.py", "module/sparse/crossover.py"
-_NETWORK, _INFERENCE = "module/sparse/network.py", "module/sparse/inference.py"
-_FORWARD, _NEURON = "module/kernels/csrc/sparse/forward.c", "module/kernels/csrc/sparse/neuron.c"
+_NETWORK, _PROGRAM, _INFERENCE = "module/sparse/network.py", "module/sparse/program.py", "module/sparse/inference.py"
+_FORWARD, _LISTS, _TABLES = (f"module/kernels/csrc/sparse/{name}.c" for name in ("forward", "lists", "tables"))
 
 MUTANTS = faults(
     "sparse",
@@ -39,11 +39,18 @@ MUTANTS = faults(
         "test_sparse_ops.py::test_auto_is_dense_above_the_crossover_and_event_driven_below",
     ),
     (
-        _NETWORK,
-        "return spikes > crossover(C, M, k, s.pixels) * s.pixels * C",
-        "return spikes > crossover(C, M, k, s.pixels) * s.pixels",
-        "the evaluation compares the spikes of all channels with those of one",
-        "test_sparse_engine.py::test_the_evaluation_chooses_by_the_firing_rate",
+        _TABLES,
+        "4 * g + k < count ?",
+        "4 * g + k <= count ?",
+        "a table has the weights of the next kernel position",
+        "test_sparse_ops.py::test_lists_and_tables_give_the_same_spikes_and_count_the_same_additions",
+    ),
+    (
+        _LISTS,
+        "first + chunk < all ? first + chunk : all",
+        "first + chunk",
+        "a list goes on behind the last word",
+        "test_sparse_ops.py::test_lists_and_tables_give_the_same_spikes_and_count_the_same_additions",
     ),
     (
         _CONV,
@@ -53,9 +60,9 @@ MUTANTS = faults(
         "test_sparse_engine.py::test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all",
     ),
     (
-        _NETWORK,
-        "        layer.additions += checked(additions)",
-        "        layer.additions = checked(additions)",
+        _PROGRAM,
+        "self.weights[name].additions += done",
+        "self.weights[name].additions = done",
         "the additions of an evaluation are those of its last batch",
         "test_sparse_engine.py::test_additions_of_layers_are_those_of_the_last_call_and_of_the_inference_all",
     ),
@@ -95,7 +102,7 @@ MUTANTS = faults(
         "test_trainer.py::test_settings_of_the_engine_reach_its_layers",
     ),
     (
-        _NETWORK,
+        _PROGRAM,
         'hasattr(node, "w") else 1.0 / node.tau',
         'hasattr(node, "w") else 0.5',
         "the evaluation on bits knows tau = 2 only",
@@ -103,9 +110,9 @@ MUTANTS = faults(
     ),
     (
         _NETWORK,
-        '        return self._membrane(f"{name}rpe_conv", s, residual=u), s',
-        '        return self._membrane(f"{name}rpe_conv", s), s',
-        "the evaluation on bits loses the shortcut of the position stage",
+        "neuron=then, residual=u)",
+        "neuron=then)",
+        "the evaluation on bits loses its shortcuts",
         "test_sparse_engine.py::test_inference_on_bits_equals_the_model",
     ),
     (

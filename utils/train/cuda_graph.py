@@ -45,8 +45,6 @@ def why_not(
         return f"{world_size} processes exchange gradients in each step, which a graph would have to repeat together"
     if cfg.grad_accum_steps > 1:
         return f"grad_accum_steps {cfg.grad_accum_steps}: not each batch ends in an update"
-    if cfg.sched_on_updates:
-        return "sched_on_updates: a number that changes from update to update would need a new graph each time"
     if cfg.compile:
         return "compile: torch.compile decides on the host what runs"
     if cfg.grad_checkpointing:

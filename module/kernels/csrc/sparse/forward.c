@@ -1,84 +1,19 @@
-/* Convolution of spikes forward, with the neuron on top where one follows. Legend and layouts: sparse.h.
+/* Convolutions forward, with the neurons on top where some follow: of spikes, and the first one, of an image. Legend and
+ * layouts: sparse.h.
  *
- * A block of pixels is taken through all panels, and each panel through all T steps, so that the currents of a
- * neuron never leave the cache.
+ * A block of pixels, at all T steps, is taken through one panel after the other, so that the sums and the potentials of the
+ * neurons never leave the cache.
  */
-#include "sparse.h"
+#include "layer.h"
 
-enum {
-    PIXELS = 256,            /* of a block, over all its steps: their lists and sums stay in the second-level cache */
-    CHUNK_BYTES = 64 * 1024, /* of weights that one inner loop chooses from */
-};
-
-/* Lists of active channels at one step. Per padded pixel of a block (length 0 in the halo), and joined over the taps
- * of a chunk per output pixel: short lists would cost a mispredicted branch each. */
-typedef struct {
-    uint32_t *start, *length, *channel; /* channel: c * PANEL, the offset of its row in a panel */
-    int64_t *end;                       /* [chunks * pixels + 1]: where the joined lists end */
-    uint32_t *joined;                   /* (tap * C + c) * PANEL */
-} lists;
-
-/* What is done with the sums of one layer. Of `out` and `spikes` one is set. */
-typedef struct {
-    const float *bias;     /* [O] or null */
-    const float *residual; /* [T*N*H*W, O] or null: added to the sums */
-    void *out;             /* [T*N*H*W, O] */
-    int dtype;             /* of out */
-    uint32_t *spikes;      /* bits [T*N*H*W, 2 * ceil(O/64)], zeroed by the caller: out of a neuron with */
-    float decay, threshold;
-} target;
-
-static void list_active(const plan *s, const block *b, const uint64_t *bits, lists *m) {
-    uint32_t n = 0;
-    memset(m->length, 0, (size_t)(b->images * s->height * s->width) * sizeof(uint32_t));
-    for (int64_t i = 0; i < b->images; i++)
-        for (int64_t y = -s->halo; y < b->rows + s->halo; y++) {
-            if (b->h0 + y < 0 || b->h0 + y >= s->H) continue;
-            for (int64_t x = 0; x < s->W; x++) {
-                const uint64_t *row = bits + (((b->n0 + i) * s->H + b->h0 + y) * s->W + x) * s->words;
-                const int64_t at = padded(s, i, y, x);
-                m->start[at] = n;
-                for (int64_t w = 0; w < s->words; w++)
-                    for (uint64_t left = row[w]; left; left &= left - 1)
-                        m->channel[n++] = (uint32_t)((64 * w + __builtin_ctzll(left)) * PANEL);
-                m->length[at] = n - m->start[at];
-            }
-        }
-}
-
-SPARSE_DISPATCH uint32_t *copy_shifted(const uint32_t *restrict list, uint32_t n, uint32_t shift,
-                                      uint32_t *restrict to) {
-    for (uint32_t i = 0; i < n; i++) to[i] = list[i] + shift;
-    return to + n;
-}
-
-/* Fills `joined` and `end`; returns the number of (spike, tap) pairs of the block. */
-static int64_t join_taps(const plan *s, const block *b, int per_chunk, lists *m) {
-    uint32_t *to = m->joined;
-    int64_t *end = m->end;
-    *end++ = 0;
-    for (int t0 = 0; t0 < s->taps; t0 += per_chunk) {
-        const int t1 = t0 + per_chunk < s->taps ? t0 + per_chunk : s->taps;
-        for (int64_t i = 0; i < b->images; i++)
-            for (int64_t y = 0; y < b->rows; y++)
-                for (int64_t x = 0; x < s->W; x++) {
-                    for (int t = t0; t < t1; t++) {
-                        const int64_t at = padded(s, i, y + (s->halo ? t / 3 - 1 : 0), x + (s->halo ? t % 3 - 1 : 0));
-                        to = copy_shifted(m->channel + m->start[at], m->length[at], (uint32_t)(t * s->C * PANEL), to);
-                    }
-                    *end++ = to - m->joined;
-                }
-    }
-    return to - m->joined;
-}
-
-/* sums[pixel] += the rows of one chunk of taps, for one panel. */
-SPARSE_DISPATCH void sum_panel(const uint32_t *joined, const int64_t *end, int64_t pixels, const float *base,
-                              float *sums) {
-    for (int64_t p = 0; p < pixels; p++, sums += PANEL) {
-        const uint32_t *list = joined + end[p], n = (uint32_t)(end[p + 1] - end[p]);
-        ADD_ROWS(base, list, n, sums);
-    }
+/* Whether tables are faster than lists for the share `rate` of active inputs. Nanoseconds per pixel and thread as measured on
+ * AVX2 with layers of 2-64 and 2-512; on every machine the same choice, so that no result depends on a timing. */
+static int tables_are_faster(const layer *l, const plan *s, double rate) {
+    const double inputs = (double)(s->taps * s->C), panels = (double)((s->O + PANEL - 1) / PANEL * l->results);
+    const double vectors = (double)((s->O + 7) / 8 * l->results); /* of eight sums */
+    const double lists = 0.22 * inputs + panels * 8 + 0.25 * rate * inputs * vectors; /* making, starting, adding */
+    const double tables = 0.36 * s->taps * (double)((s->C + 3) / 4) * vectors;
+    return tables < lists;
 }
 
 static inline uint16_t to_bf16(float value) { /* round to nearest even, as torch does; NaN stays NaN */
@@ -87,128 +22,202 @@ static inline uint16_t to_bf16(float value) { /* round to nearest even, as torch
     return (u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0 : (uint16_t)((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 
-/* The sums that a panel of a block at one step starts from; p0 is the first pixel of all. */
-static void start_sums(const target *to, int64_t p0, int64_t pixels, int64_t O, int64_t o0, float *sums) {
-    const int64_t n = O - o0 < PANEL ? O - o0 : PANEL;
+/* What the sums of one panel of a block start from. */
+static void start_sums(const layer *l, const result *to, const plan *s, const block *b, int64_t steps, int64_t o0,
+                       const float *residual, float *sums) {
+    const int64_t n = s->O - o0 < s->lanes ? s->O - o0 : s->lanes, step = l->N * l->H * l->W;
     float bias[PANEL] = {0};
     if (to->bias) memcpy(bias, to->bias + o0, (size_t)n * sizeof(float));
-    for (int64_t p = 0; p < pixels; p++, sums += PANEL) {
-        memcpy(sums, bias, sizeof bias);
-        if (to->residual)
-            for (int64_t j = 0; j < n; j++) sums[j] += to->residual[(p0 + p) * O + o0 + j];
-    }
+    for (int64_t t = 0; t < steps; t++)
+        for (int64_t p = 0; p < b->pixels; p++, sums += s->lanes) {
+            memcpy(sums, bias, (size_t)s->lanes * sizeof(float));
+            if (!residual) continue;
+            const float *row = residual + (t * step + b->p0 + p) * s->O + o0;
+            if (n == PANEL) /* a constant count, for the vectoriser */
+                for (int64_t j = 0; j < PANEL; j++) sums[j] += row[j];
+            else
+                for (int64_t j = 0; j < n; j++) sums[j] += row[j];
+        }
 }
 
-SPARSE_DISPATCH void finish_sums(const target *to, int64_t p0, int64_t pixels, int64_t O, int64_t o0, const float *sums,
-                                float *v) {
-    const int64_t n = O - o0 < PANEL ? O - o0 : PANEL, halves = (O + 63) / 64 * 2;
-    for (int64_t p = p0; p < p0 + pixels; p++, sums += PANEL, v += PANEL) {
-        if (to->spikes) {
-            to->spikes[p * halves + o0 / PANEL] = lif_step(sums, v, n, to->decay, to->threshold);
-        } else if (to->dtype == DTYPE_F32) {
-            memcpy((float *)to->out + p * O + o0, sums, (size_t)n * sizeof(float));
-        } else {
-            uint16_t *row = (uint16_t *)to->out + p * O + o0;
-            for (int64_t j = 0; j < n; j++) row[j] = to_bf16(sums[j]);
+static void keep_values(const layer *l, const plan *s, const block *b, int64_t o0, void *values, const float *sums) {
+    const int64_t n = s->O - o0 < s->lanes ? s->O - o0 : s->lanes, step = l->N * l->H * l->W;
+    for (int64_t t = 0; t < l->T; t++)
+        for (int64_t p = 0; p < b->pixels; p++, sums += s->lanes) {
+            const int64_t to = (t * step + b->p0 + p) * s->O + o0;
+            if (l->dtype == DTYPE_F32) {
+                memcpy((float *)values + to, sums, (size_t)n * sizeof(float));
+            } else {
+                for (int64_t j = 0; j < n; j++) ((uint16_t *)values)[to + j] = to_bf16(sums[j]);
+            }
+        }
+}
+
+/* The neurons of one panel of a block, on sums that lie `between` floats apart from step to step; returns how many fired.
+ * Of the two halves of a word each panel writes its own part. */
+INLINE int64_t fire(const layer *l, const result *to, const block *b, int64_t o0, int64_t between, uint32_t *spikes,
+                    int64_t halves, const float *sums, const int lanes) {
+    const int64_t step = l->N * l->H * l->W;
+    const int last = o0 + lanes >= l->O && o0 / PANEL % 2 == 0; /* the other half of the word has no panel */
+    int64_t fired = 0;
+    for (int64_t p = 0; p < b->pixels; p++) {
+        vec v[PANEL / VEC];
+        for (int j = 0; j < lanes / VEC; j++) v[j] = (vec){0};
+        for (int64_t t = 0; t < l->T; t++) {
+            ivec fires[PANEL / VEC];
+            for (int j = 0; j < lanes / VEC; j++)
+                fires[j] = lif(AT(sums + t * between + p * lanes + j * VEC), v + j, to->decay, to->threshold);
+            const uint32_t set = bits_of(fires, lanes / VEC);
+            uint32_t *word = spikes + (t * step + b->p0 + p) * halves + o0 / PANEL;
+            word[0] = set;
+            if (last) word[1] = 0;
+            fired += __builtin_popcount(set);
         }
     }
+    return fired;
 }
 
-/* One block through all panels and steps; returns its (spike, tap) pairs. */
-static int64_t forward_block(const plan *s, int64_t index, int64_t T, int per_chunk, const uint64_t *bits,
-                             const float *weights, const target *to, lists *m, float *sums, float *v) {
-    const block b = block_at(s, index);
-    const int64_t image = s->H * s->W, pixels = b.images * b.rows * s->W, p0 = b.n0 * image + b.h0 * s->W;
-    const int chunks = (s->taps + per_chunk - 1) / per_chunk;
+static int64_t finish(const layer *l, const result *to, const plan *s, const block *b, int64_t o0, int64_t between,
+                      char *memory, const float *sums) {
+    int64_t fired = 0;
+    if (to->values != NONE) keep_values(l, s, b, o0, at(memory, to->values), sums);
+    if (to->spikes != NONE) {
+        uint32_t *spikes = at(memory, to->spikes);
+        const int64_t halves = (s->O + 63) / 64 * 2;
+#define FIRE_LANES(LANES) fired = fire(l, to, b, o0, between, spikes, halves, sums, LANES)
+        WITH_LANES(s->lanes, FIRE_LANES)
+    }
+    return fired;
+}
+
+/* (spike, tap) pairs of a block, without taps beyond the border of the map. */
+static int64_t pairs_of(const plan *s, const block *b, int64_t T, const uint64_t *bits) {
     int64_t pairs = 0;
-    for (int64_t t = 0; t < T; t++) {
-        list_active(s, &b, bits + t * s->N * image * s->words, &m[t]);
-        pairs += join_taps(s, &b, per_chunk, &m[t]);
-    }
-    for (int64_t o0 = 0; o0 < s->O; o0 += PANEL) {
-        if (to->spikes) memset(v, 0, (size_t)(pixels * PANEL) * sizeof(float));
-        for (int64_t t = 0; t < T; t++) {
-            start_sums(to, t * s->N * image + p0, pixels, s->O, o0, sums);
-            for (int chunk = 0; chunk < chunks; chunk++)
-                sum_panel(m[t].joined, m[t].end + chunk * pixels, pixels, weights + o0 * s->taps * s->C, sums);
-            finish_sums(to, t * s->N * image + p0, pixels, s->O, o0, sums, v);
-        }
-    }
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < b->images; i++)
+            for (int64_t y = -s->halo; y < b->rows + s->halo; y++) {
+                if (b->h0 + y < 0 || b->h0 + y >= s->H) continue;
+                const uint64_t *row = bits + ((t * s->N + b->n0 + i) * s->H + b->h0 + y) * s->W * s->words;
+                const int64_t rows = s->halo ? (y > 0) + (y >= 0 && y < b->rows) + (y + 1 < b->rows) : 1;
+                int64_t spikes = 0, edge = 0;
+                for (int64_t w = 0; w < s->W * s->words; w++) spikes += __builtin_popcountll(row[w]);
+                for (int64_t w = 0; w < s->words && s->halo; w++)
+                    edge += __builtin_popcountll(row[w]) + __builtin_popcountll(row[(s->W - 1) * s->words + w]);
+                pairs += rows * (s->halo ? 3 * spikes - edge : spikes);
+            }
     return pairs;
 }
 
-/* Memory for the lists of T steps; 0 if there is none. */
-static int allocate(lists *m, int64_t T, const plan *s, int chunks) {
-    const size_t positions = (size_t)(s->images * s->height * s->width), pixels = (size_t)(s->images * s->rows * s->W);
-    int complete = 1;
-    for (int64_t t = 0; t < T; t++) {
-        m[t].start = malloc(positions * sizeof(uint32_t));
-        m[t].length = malloc(positions * sizeof(uint32_t));
-        m[t].channel = malloc(positions * (size_t)s->C * sizeof(uint32_t));
-        m[t].end = malloc((pixels * (size_t)chunks + 1) * sizeof(int64_t));
-        m[t].joined = malloc(pixels * (size_t)s->taps * (size_t)s->C * sizeof(uint32_t));
-        complete &= m[t].start && m[t].length && m[t].channel && m[t].end && m[t].joined;
+/* The time since the last mark belongs to `part` (PARTS: to none). */
+static inline void mark(scratch *m, int part) {
+#ifdef SPARSE_PROFILE
+    const double time = now();
+    if (part < PARTS) m->spent[part] += time - m->mark;
+    m->mark = time;
+#else
+    (void)m, (void)part;
+#endif
+}
+
+/* Where each pixel of a block is, and for 3x3 its bits with zeros around. */
+static void prepare(const plan *s, const block *b, int64_t T, const uint64_t *bits, scratch *m) {
+    const int64_t positions = s->images * s->height * s->width, image = s->H * s->W, words = s->words;
+    for (int64_t i = 0, p = 0; i < b->images; i++)
+        for (int64_t y = 0; y < b->rows; y++)
+            for (int64_t x = 0; x < s->W; x++, p++) m->position[p] = (int32_t)padded(s, i, y, x);
+    if (!s->halo) return;
+    memset(m->halo, 0, (size_t)(T * positions * words) * sizeof(uint64_t));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < b->images; i++)
+            for (int64_t y = -1; y <= b->rows; y++) {
+                if (b->h0 + y < 0 || b->h0 + y >= s->H) continue;
+                memcpy(m->halo + (t * positions + padded(s, i, y, 0)) * words,
+                       bits + ((t * s->N + b->n0 + i) * image + (b->h0 + y) * s->W) * words,
+                       (size_t)(s->W * words) * sizeof(uint64_t));
+            }
+}
+
+/* All threads come here; `rate` is the share of the input that fires. */
+void run_convolve(const layer *l, char *memory, double rate, outcome *done, scratch *m, int threads) {
+    const plan s = plan_of(l, threads);
+    const uint64_t *bits = at(memory, l->input);
+    const int tables = tables_are_faster(l, &s, rate);
+    int64_t pairs = 0, spikes = 0;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t index = 0; index < s.blocks; index++) {
+        const block b = block_at(&s, index);
+        mark(m, PARTS);
+        prepare(&s, &b, l->T, bits, m);
+        if (!tables) lists_prepare(&s, &b, l->T, bits, m);
+        pairs += pairs_of(&s, &b, l->T, bits);
+        mark(m, PREPARE);
+        for (int r = 0; r < l->results; r++)
+            for (int64_t o0 = 0; o0 < s.O; o0 += s.lanes) {
+                const result *to = l->to + r;
+                const float *weights = to->weights + o0 * s.taps * s.C;
+                start_sums(l, to, &s, &b, l->T, o0, at(memory, to->residual), m->sums);
+                if (tables) tables_add(&s, &b, l->T, bits, weights, m);
+                else lists_add(&s, &b, l->T, weights, m);
+                mark(m, ADD);
+                spikes += finish(l, to, &s, &b, o0, b.pixels * s.lanes, memory, m->sums);
+                mark(m, FINISH);
+            }
     }
-    return complete;
+    for (int part = 0; part < PARTS; part++)
+#pragma omp atomic
+        done->parts[part] += m->spent[part];
+    count(done, spikes, pairs * l->O * l->results);
 }
 
-static void release(lists *m, int64_t T) {
-    for (int64_t t = 0; m && t < T; t++)
-        free(m[t].start), free(m[t].length), free(m[t].channel), free(m[t].end), free(m[t].joined);
-    free(m);
+/* The image [H, W, C] of a block with zeros around: [positions][C]. */
+static void copy_image(const plan *s, const block *b, const float *x, float *to) {
+    memset(to, 0, (size_t)(s->images * s->height * s->width * s->C) * sizeof(float));
+    for (int64_t i = 0; i < b->images; i++)
+        for (int64_t y = -1; y <= b->rows; y++) {
+            if (b->h0 + y < 0 || b->h0 + y >= s->H) continue;
+            memcpy(to + padded(s, i, y, 0) * s->C, x + ((b->n0 + i) * s->H + b->h0 + y) * s->W * s->C,
+                   (size_t)(s->W * s->C) * sizeof(float));
+        }
 }
 
-/* Spikes [T, N, H, W] as bits -> what `target` describes: bias + residual + the sum of the weight rows of the active
- * inputs, or the spikes of a neuron driven by that over T steps (T is 1 without neuron: then steps are independent).
- * Returns the additions of weights done (bias and residual not counted), or ERROR_MEMORY. */
-int64_t sparse_forward(const uint64_t *bits, int64_t T, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
-                      const float *weights, const float *bias, const float *residual, void *out, int dtype,
-                      uint64_t *spikes, float decay, float threshold, int threads) {
-    const plan s = make_plan(N, H, W, C, O, taps, PIXELS / T < 16 ? 16 : PIXELS / T);
-    const target to = {bias, residual, out, dtype, (uint32_t *)spikes, decay, threshold};
-    const size_t pixels = (size_t)(s.images * s.rows * s.W);
-    const int64_t fitting = CHUNK_BYTES / (C * PANEL * (int64_t)sizeof(float));
-    const int per_chunk = (int)(fitting < 1 ? 1 : fitting > taps ? taps : fitting);
-    int64_t pairs = 0;
-    int failed = 0;
-    (void)threads;
-#pragma omp parallel num_threads(threads) reduction(+ : pairs) reduction(| : failed)
-    {
-        lists *m = calloc((size_t)T, sizeof(lists));
-        float *sums = malloc(pixels * PANEL * sizeof(float)), *v = malloc(pixels * PANEL * sizeof(float));
-        failed = !(m && sums && v && allocate(m, T, &s, (taps + per_chunk - 1) / per_chunk));
-#pragma omp for schedule(dynamic)
-        for (int64_t index = 0; index < s.blocks; index++)
-            if (!failed) pairs += forward_block(&s, index, T, per_chunk, bits, weights, &to, m, sums, v);
-        release(m, T);
-        free(sums), free(v);
+INLINE void multiply(const plan *s, const block *b, const float *image, const float *weights, float *sums,
+                     const int lanes) {
+    for (int64_t i = 0; i < b->images; i++)
+        for (int64_t y = 0; y < b->rows; y++)
+            for (int64_t x = 0; x < s->W; x++, sums += lanes) {
+                const float *w = weights;
+                vec a[PANEL / VEC];
+                for (int j = 0; j < lanes / VEC; j++) a[j] = AT(sums + j * VEC);
+                for (int v = -1; v <= 1; v++) {
+                    const float *from = image + padded(s, i, y + v, x - 1) * s->C;
+                    for (int64_t k = 0; k < 3 * s->C; k++, w += lanes)
+                        for (int j = 0; j < lanes / VEC; j++) a[j] += from[k] * AT(w + j * VEC);
+                }
+                for (int j = 0; j < lanes / VEC; j++) AT(sums + j * VEC) = a[j];
+            }
+}
+
+/* The first layer. An image that is the same at each step is convolved once. */
+void run_image(const layer *l, char *memory, outcome *done, scratch *m, int threads) {
+    const plan s = plan_of(l, threads);
+    const result *to = l->to;
+    const float *x = at(memory, l->input);
+    const int64_t step = s.images * s.height * s.width * s.C;
+    int64_t spikes = 0;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t index = 0; index < s.blocks; index++) {
+        const block b = block_at(&s, index);
+        const int64_t sums = b.pixels * s.lanes; /* of one step */
+        for (int64_t t = 0; t < l->frames; t++)
+            copy_image(&s, &b, x + t * s.N * s.H * s.W * s.C, m->image + t * step);
+        for (int64_t o0 = 0; o0 < s.O; o0 += s.lanes) {
+            start_sums(l, to, &s, &b, l->frames, o0, 0, m->sums);
+            for (int64_t t = 0; t < l->frames; t++) {
+#define MULTIPLY(LANES) multiply(&s, &b, m->image + t * step, to->weights + o0 * 9 * s.C, m->sums + t * sums, LANES)
+                WITH_LANES(s.lanes, MULTIPLY)
+            }
+            spikes += finish(l, to, &s, &b, o0, l->frames == 1 ? 0 : sums, memory, m->sums);
+        }
     }
-    return failed ? ERROR_MEMORY : pairs * O;
-}
-
-SPARSE_DISPATCH void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
-    for (int64_t j = 0; j < n; j++) to[j] = w[j * stride];
-}
-
-/* Weights [O, C, taps] -> [panel][tap][C][PANEL], zeros beyond O. */
-void sparse_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
-    const int64_t panels = (O + PANEL - 1) / PANEL;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < panels * taps * C; row++) {
-        const int64_t panel = row / (taps * C), tap = row / C % taps, c = row % C, o0 = panel * PANEL;
-        float *to = packed + row * PANEL;
-        memset(to, 0, PANEL * sizeof(float));
-        pack_panel_row(weights + (o0 * C + c) * taps + tap, C * taps, O - o0 < PANEL ? O - o0 : PANEL, to);
-    }
-}
-
-/* [panel][tap][C][PANEL] -> [O, C, taps]. */
-void sparse_unpack_weights(const float *packed, int64_t O, int64_t C, int taps, float *weights, int threads) {
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t o = 0; o < O; o++)
-        for (int64_t c = 0; c < C; c++)
-            for (int t = 0; t < taps; t++)
-                weights[(o * C + c) * taps + t] = packed[((o / PANEL * taps + t) * C + c) * PANEL + o % PANEL];
+    count(done, spikes, 0);
 }

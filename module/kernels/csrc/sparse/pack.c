@@ -1,4 +1,4 @@
-/* Spikes to bits and back, and what can be done on bits alone. Legend and layouts: sparse.h. */
+/* Spikes to bits and back, and weights to panels. Legend and layouts: sparse.h. */
 #include "sparse.h"
 
 /* 8 bytes of 0/1 -> 8 bits: byte i moves to bit 56 + i. */
@@ -12,7 +12,7 @@ static inline uint64_t bits_of_bytes(const uint8_t *b) {
 }
 
 #define DEFINE_PACK(NAME, TYPE, ONE)                                                                               \
-    SPARSE_DISPATCH int NAME(const TYPE *restrict x, int64_t n, uint64_t *restrict bits) {                          \
+    static int NAME(const TYPE *restrict x, int64_t n, uint64_t *restrict bits) {                          \
         TYPE bad = 0;                                                                                              \
         int64_t c = 0;                                                                                             \
         for (; c + 64 <= n; c += 64) {                                                                             \
@@ -93,7 +93,7 @@ int64_t sparse_pack(const void *x, int dtype, int channels_last, int64_t N, int6
     return bad ? ERROR_NOT_SPIKES : spikes;
 }
 
-SPARSE_DISPATCH void unpack_row(const uint64_t *restrict bits, int64_t C, float *restrict out) {
+static void unpack_row(const uint64_t *restrict bits, int64_t C, float *restrict out) {
     for (int64_t c = 0; c < C; c++) out[c] = (float)((bits[c / 64] >> (c % 64)) & 1);
 }
 
@@ -105,28 +105,19 @@ void sparse_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int t
     for (int64_t p = 0; p < P; p++) unpack_row(bits + p * words, C, out + p * C);
 }
 
-/* Max-pool 3x3, stride 2, padding 1 on spikes is an OR: bits [N, H, W, words] -> [N, ceil(H/2), ceil(W/2), words]. */
-void sparse_pool(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t words, uint64_t *out, int threads) {
-    const int64_t height = (H + 1) / 2, width = (W + 1) / 2;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < N * height; row++) {
-        const int64_t n = row / height, y = row % height;
-        for (int64_t x = 0; x < width; x++) {
-            uint64_t *to = out + (row * width + x) * words;
-            memset(to, 0, (size_t)words * sizeof(uint64_t));
-            for (int64_t v = y > 0 ? 2 * y - 1 : 0; v <= 2 * y + 1 && v < H; v++)
-                for (int64_t u = x > 0 ? 2 * x - 1 : 0; u <= 2 * x + 1 && u < W; u++)
-                    for (int64_t w = 0; w < words; w++) to[w] |= bits[((n * H + v) * W + u) * words + w];
-        }
-    }
+static void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
+    for (int64_t j = 0; j < n; j++) to[j] = w[j * stride];
 }
 
-/* The number of spikes. */
-int64_t sparse_count(const uint64_t *bits, int64_t n, int threads) {
-    int64_t spikes = 0;
+/* Weights [O, C, taps] -> [panel][tap][C][lanes], zeros beyond O. */
+void sparse_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
+    const int64_t lanes = lanes_of(O), panels = (O + lanes - 1) / lanes;
     (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : spikes)
-    for (int64_t i = 0; i < n; i++) spikes += __builtin_popcountll(bits[i]);
-    return spikes;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < panels * taps * C; row++) {
+        const int64_t panel = row / (taps * C), tap = row / C % taps, c = row % C, o0 = panel * lanes;
+        float *to = packed + row * lanes;
+        memset(to, 0, (size_t)lanes * sizeof(float));
+        pack_panel_row(weights + (o0 * C + c) * taps + tap, C * taps, O - o0 < lanes ? O - o0 : lanes, to);
+    }
 }

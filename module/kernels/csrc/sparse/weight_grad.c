@@ -5,7 +5,7 @@
 enum { PIXELS = 512 }; /* of a block: its panel of gradients is 64 KiB */
 
 /* The gradient of one panel over a block, with its halo of zeros: [padded pixel][PANEL]. */
-SPARSE_DISPATCH void copy_gradient(const plan *s, const block *b, const void *grad, int dtype, int64_t o0, float *to) {
+static void copy_gradient(const plan *s, const block *b, const void *grad, int dtype, int64_t o0, float *to) {
     const int64_t n = s->O - o0 < PANEL ? s->O - o0 : PANEL;
     memset(to, 0, (size_t)(b->images * s->height * s->width) * PANEL * sizeof(float));
     for (int64_t i = 0; i < b->images; i++)
@@ -42,7 +42,7 @@ static void list_pixels(const plan *s, const block *b, const uint64_t *bits, int
 }
 
 /* dW [tap][C][PANEL] of one panel += the gradient rows at the active pixels, shifted by the tap. */
-SPARSE_DISPATCH void grad_panel(const plan *s, const uint32_t *lists, const uint32_t *lengths, int64_t capacity,
+static void grad_panel(const plan *s, const uint32_t *lists, const uint32_t *lengths, int64_t capacity,
                                const float *gradient, float *dW) {
     for (int t = 0; t < s->taps; t++) {
         /* out(p) took the input at p + shift, so the input at q gave to out(q - shift). */
@@ -51,7 +51,7 @@ SPARSE_DISPATCH void grad_panel(const plan *s, const uint32_t *lists, const uint
         for (int64_t c = 0; c < s->C; c++, dW += PANEL) {
             const uint32_t n = lengths[c], *list = lists + c * capacity;
             if (!n) continue;
-            ADD_ROWS(base, list, n, dW);
+            add_rows(base, list, n, dW, PANEL);
         }
     }
 }
@@ -59,7 +59,7 @@ SPARSE_DISPATCH void grad_panel(const plan *s, const uint32_t *lists, const uint
 /* dW [panel][tap][C][PANEL] = the sum over active inputs of rows of grad [N, H, W, O]. Returns 0 or ERROR_MEMORY. */
 int64_t sparse_weight_grad(const uint64_t *bits, int64_t N, int64_t H, int64_t W, int64_t C, int64_t O, int taps,
                           const void *grad, int dtype, float *dW, int threads) {
-    const plan s = make_plan(N, H, W, C, O, taps, PIXELS);
+    const plan s = make_plan(N, H, W, C, O, taps, PANEL, PIXELS);
     const int64_t positions = s.images * s.height * s.width, capacity = s.images * s.rows * s.W;
     uint32_t *lists = malloc((size_t)(s.words * 64 * capacity) * sizeof(uint32_t));
     uint32_t *lengths = malloc((size_t)(s.words * 64) * sizeof(uint32_t));
@@ -86,4 +86,14 @@ int64_t sparse_weight_grad(const uint64_t *bits, int64_t N, int64_t H, int64_t W
     }
     free(lists), free(lengths);
     return failed ? ERROR_MEMORY : 0;
+}
+
+/* [panel][tap][C][PANEL] -> [O, C, taps]. */
+void sparse_unpack_weights(const float *packed, int64_t O, int64_t C, int taps, float *weights, int threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t o = 0; o < O; o++)
+        for (int64_t c = 0; c < C; c++)
+            for (int t = 0; t < taps; t++)
+                weights[(o * C + c) * taps + t] = packed[((o / PANEL * taps + t) * C + c) * PANEL + o % PANEL];
 }
