@@ -104,6 +104,7 @@ def interleave(
     rounds: int,
     warmup: int = 1,
     repeats: int = 1,
+    rest: float = 0.0,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
@@ -117,6 +118,8 @@ def interleave(
         candidates: name -> a call that does the whole work to be timed.
         rounds: values per candidate.
         warmup: calls before the first timed one.
+        rest: seconds of rest, and one call without timing after them, before each turn of a candidate: for candidates
+            with thread pools of their own, whose threads go on waiting actively for a while.
         device: what to synchronize with (default: the CPU).
         clock: time.process_time counts this process's own time instead, also fair while others use the machine.
 
@@ -134,6 +137,9 @@ def interleave(
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
             with noting_failure(seconds.failed, name):
+                if rest:
+                    time.sleep(rest)
+                    candidates[name]()
                 synchronize(device)
                 started = clock()
                 for _ in range(repeats):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks import ann
 from benchmarks.exported import settings_of
 from benchmarks.firing_at import random_network, rates_of, set_rates
-from benchmarks.measure import Call, Spread, interleave, on_first_call, print_json, print_table, speedup
+from benchmarks.measure import Call, Spread, interleave, noting_failure, print_json, print_table, speedup
 from model import SpikeDrivenTransformer
 from module.accelerate import accelerate, for_evaluation
 from utils.data.loaders import build_eval_loader, collate
@@ -41,6 +40,7 @@ from utils.run.checkpoint import load_weights
 from utils.run.export_formats import Logits
 
 CPU = torch.device("cpu")
+REST = 0.05  # seconds before each turn: ONNX Runtime's threads and OpenMP's wait actively after their work
 
 
 def trained(checkpoint: str, images: int) -> tuple[SpikeDrivenTransformer, Tensor]:
@@ -91,24 +91,28 @@ def call_of(make: Callable[[], ann.Run], x: Tensor) -> Call:
     return step
 
 
-def compared(model: SpikeDrivenTransformer, x: Tensor, names: list[str], rounds: int, repeats: int) -> dict[str, Any]:
-    """Print and return the times of one network at one batch size."""
+def steps_of(model: SpikeDrivenTransformer, x: Tensor, names: list[str], failed: dict[str, str]) -> dict[str, Call]:
+    """Name -> one evaluation pass of the candidate, built and called once; what fails is noted."""
     contiguous, channels_last = x.contiguous(), x.contiguous(memory_format=torch.channels_last)
-    makers = candidates(model, contiguous)
-    steps = {
-        name: on_first_call(
-            functools.partial(call_of, makers[name], contiguous if "onnx" in name or name == "plain" else channels_last)
-        )
-        for name in names
-    }
-    seconds = interleave(steps, rounds=rounds, warmup=2, repeats=repeats, device=CPU)
+    makers, steps = candidates(model, contiguous), {}
+    for name in names:
+        with noting_failure(failed, name):
+            step = call_of(makers[name], contiguous if "onnx" in name or name == "plain" else channels_last)
+            step()
+            steps[name] = step
+    return steps
+
+
+def compared(steps: dict[str, Call], failed: dict[str, str], rounds: int, repeats: int) -> dict[str, Any]:
+    """Print and return the times of one network at one batch size."""
+    seconds = interleave(steps, rounds=rounds, repeats=repeats, rest=REST, device=CPU)
     rows, results = [], {}
     for name in seconds:
         time, gain = Spread.of([1e3 * value for value in seconds[name]]), speedup(seconds, "twin", name)
         results[name] = {"ms": time.median, "times_twin": gain.median}
         spread = f"{time.low:.3g} to {time.high:.3g}"
         rows.append([name, f"{time.median:.3g}", spread, f"{gain.median:.2f}", f"{gain.low:.2f} to {gain.high:.2f}"])
-    print_table(["candidate", "ms", "quartiles", "speed of the twin's", "quartiles"], rows, seconds.failed)
+    print_table(["candidate", "ms", "quartiles", "times the twin", "quartiles"], rows, failed | seconds.failed)
     return results
 
 
@@ -151,16 +155,20 @@ def main() -> None:
     keep_freed_memory()
     model, x = trained(args.checkpoint, max(args.batches))
     results: dict[str, Any] = {}
+    prepared: list[tuple[str, int, dict[str, Call], dict[str, str]]] = []
     for name, net in networks(model, x, args.dims, args.rates).items():
         rates = rates_of(net, x)
         mean = sum(rates.values()) / len(rates)
-        print(f"\n{name}: mean firing rate {mean:.3f} ({', '.join(f'{k} {v:.3f}' for k, v in rates.items())})")
+        print(f"{name}: mean firing rate {mean:.3f} ({', '.join(f'{k} {v:.3f}' for k, v in rates.items())})")
         results[name] = {"rates": rates, "mean_rate": mean}
+        names = args.candidates or list(candidates(net, x))
+        names += ["twin"] if "twin" not in names else []
         for batch in args.batches:
-            print(f"\n{name}, batch {batch}:")
-            names = args.candidates or list(candidates(net, x))
-            names += ["twin"] if "twin" not in names else []
-            results[name][f"batch {batch}"] = compared(net, x[:batch], names, args.rounds, args.repeats)
+            failed: dict[str, str] = {}
+            prepared.append((name, batch, steps_of(net, x[:batch], names, failed), failed))
+    for name, batch, steps, failed in prepared:
+        print(f"\n{name}, batch {batch}:")
+        results[name][f"batch {batch}"] = compared(steps, failed, args.rounds, args.repeats)
     print_json("benchmarks.twin", results, CPU, None)
 
 

@@ -100,6 +100,11 @@ class SparseInference(Substitute):
         """Additions of weights of each layer since construction; the first convolution, of an image, multiplies."""
         return {name: layer.additions for name, layer in self.network.layers.items()}
 
+    def frames(self, x: Tensor) -> Tensor:
+        """Images or event frames -> float32 `[T, B, C, H, W]`."""
+        frames: Tensor = self._model[0]._to_time_first(x.float())
+        return frames
+
     @torch.no_grad()
     def forward(self, x: Tensor, hook: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:  # type: ignore[override]
         """Logits `[B, K]` (`[T, B, K]` with TET) of images `[B, C, H, W]` or event frames `[B, T, C, H, W]`.
@@ -111,7 +116,7 @@ class SparseInference(Substitute):
             logits, hook = model.eval()(x, hook)
             return logits, hook
         with torch.autocast("cpu", enabled=False):
-            logits = self.network.logits(model._to_time_first(x.float()))
+            logits = self.network.logits(self.frames(x))
         return logits.clone() if model.TET else logits.mean(dim=0), None
 
 

@@ -37,12 +37,12 @@ class Network:
                     self.layers[name] = Weights.of(layer, root.get_submodule(name.replace("conv", "bn")))
             if isinstance(head := getattr(root, "head", None), nn.Linear):
                 self.layers["head"] = Weights.of_tensors(head.weight.detach()[:, :, None, None], head.bias)
-        self._program_for = functools.lru_cache(_SHAPES)(functools.partial(self._program, root))
+        self.program_for = functools.lru_cache(_SHAPES)(functools.partial(self._program, root))
 
     def logits(self, x: Tensor) -> Tensor:
         """The whole network: `[T, B, C, H, W]` -> `[T, B, K]`."""
         frames = x[:1] if x.stride(0) == 0 else x  # the same image at each step
-        program, given, result, spikes = self._program_for(len(x), *frames.shape)
+        program, given, result, spikes = self.program_for(len(x), *frames.shape)
         memory = program.run(given, frames)
         return (read_spikes if spikes else read)(memory, result).flatten(2)
 

@@ -94,7 +94,7 @@ class Program:
         weights: name of a convolution -> its weights; their `additions` go up with each run.
 
     Attributes:
-        names: what each layer computes: its convolutions, else its kind.
+        layers, names: what the kernels are told, and what each layer computes: its convolutions, else its kind.
         outcomes: what each layer did in the last run, and how long that took.
     """
 
@@ -103,7 +103,7 @@ class Program:
         self.names: list[tuple[str, ...]] = []
         self.bytes = 0
         self.outcomes: list[library.Outcome] = []
-        self._layers: list[Layer] = []
+        self.layers: list[Layer] = []
         self._compiled: Any = None  # the same as the kernels read it
         self._places: dict[str, tuple[int, int]] = {}
 
@@ -143,7 +143,7 @@ class Program:
         layer = self._layer(library.ATTEND, v, ("attention",), queries=q.place, keys=k.place)
         known = Neuron.of(neuron)
         layer.to[0].decay, layer.to[0].threshold = known.decay, known.threshold
-        return replace(q, source=len(self._layers) - 1)
+        return replace(q, source=len(self.layers) - 1)
 
     def mean(self, u: Map, name: str) -> Map:
         """Over the pixels of each image."""
@@ -156,7 +156,7 @@ class Program:
         memory = torch.empty(self.bytes, dtype=torch.uint8)
         read(memory, inputs).copy_(x.permute(0, 1, 3, 4, 2))
         if self._compiled is None:
-            self._compiled = (Layer * len(self._layers))(*self._layers)
+            self._compiled = (Layer * len(self.layers))(*self.layers)
         outcomes = library.run(library.load(), self._compiled, memory.data_ptr(), torch.get_num_threads())
         self.outcomes = list(outcomes)
         for names, done in zip(self.names, outcomes, strict=True):
@@ -179,7 +179,7 @@ class Program:
             result.residual = result.values = result.spikes = NONE
         for name, value in settings.items():
             setattr(layer, name, value)
-        self._layers.append(layer)
+        self.layers.append(layer)
         self.names.append(names)
         return layer
 
@@ -205,7 +205,7 @@ class Program:
         if neuron is not None:
             known = Neuron.of(neuron)
             layer.to[index].decay, layer.to[index].threshold = known.decay, known.threshold
-        return replace(s, place=place, source=len(self._layers) - 1)
+        return replace(s, place=place, source=len(self.layers) - 1)
 
 
 def read(memory: Tensor, u: Map) -> Tensor:

@@ -6,52 +6,14 @@
  */
 #include "layer.h"
 
-enum {
-    PIXELS = 256, /* of a block over all its steps */
-    SHARES = 4,   /* blocks per thread at least, where the layer has so many pixels */
-};
-
 /* Whether tables are faster than lists for the share `rate` of active inputs. Nanoseconds per pixel and thread as measured on
  * AVX2 with layers of 2-64 and 2-512; on every machine the same choice, so that no result depends on a timing. */
 static int tables_are_faster(const layer *l, const plan *s, double rate) {
-    const double inputs = (double)(s->taps * s->C), panels = (double)(s->panels * l->results);
-    const double vectors = panels * s->lanes / 8; /* of eight sums */
+    const double inputs = (double)(s->taps * s->C), panels = (double)((s->O + PANEL - 1) / PANEL * l->results);
+    const double vectors = (double)((s->O + 7) / 8 * l->results); /* of eight sums */
     const double lists = 0.22 * inputs + panels * 8 + 0.25 * rate * inputs * vectors; /* making, starting, adding */
-    const double tables = 0.38 * s->taps * (double)((s->C + 3) / 4) * vectors;
+    const double tables = 0.36 * s->taps * (double)((s->C + 3) / 4) * vectors;
     return tables < lists;
-}
-
-static plan plan_of(const layer *l, int threads) {
-    const int64_t fair = l->N * l->H * l->W / (SHARES * threads), pixels = PIXELS / l->T < fair ? PIXELS / l->T : fair;
-    return make_plan(l->N, l->H, l->W, l->C, l->O, l->taps, lanes_of(l->O), pixels < 16 ? 16 : pixels);
-}
-
-size_t carve(const layer *l, char *memory, scratch *m, int threads) {
-    size_t used = 0;
-#define TAKE(name, type, n)                                                                                            \
-    do {                                                                                                               \
-        m->name = (type *)(memory + used);                                                                             \
-        used += ((size_t)(n) * sizeof(type) + 63) / 64 * 64;                                                           \
-    } while (0)
-    if (l->kind == ATTEND) {
-        TAKE(sums, float, (l->C + 63) / 64 * 128);
-    } else if (l->kind == IMAGE || l->kind == CONVOLVE) {
-        const plan s = plan_of(l, threads);
-        const int64_t positions = l->T * s.images * s.height * s.width, pixels = l->T * s.images * s.rows * s.W;
-        TAKE(sums, float, pixels * s.lanes);
-        TAKE(image, float, positions * s.C);
-        if (l->kind == CONVOLVE) {
-            TAKE(halo, uint64_t, positions * s.words);
-            TAKE(position, int32_t, pixels);
-            TAKE(table, float, TABLE_FLOATS);
-            TAKE(begin, uint32_t, positions * (s.words + 1));
-            TAKE(channel, uint32_t, positions * s.C + 8);
-            TAKE(joined, uint32_t, pixels * s.taps * s.C + 8);
-            TAKE(end, uint32_t, s.taps * s.words * (pixels + 1));
-        }
-    }
-#undef TAKE
-    return used;
 }
 
 static inline uint16_t to_bf16(float value) { /* round to nearest even, as torch does; NaN stays NaN */
@@ -258,21 +220,4 @@ void run_image(const layer *l, char *memory, outcome *done, scratch *m, int thre
         }
     }
     count(done, spikes, 0);
-}
-
-static void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
-    for (int64_t j = 0; j < n; j++) to[j] = w[j * stride];
-}
-
-/* Weights [O, C, taps] -> [panel][tap][C][lanes], zeros beyond O. */
-void sparse_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
-    const int64_t lanes = lanes_of(O), panels = (O + lanes - 1) / lanes;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < panels * taps * C; row++) {
-        const int64_t panel = row / (taps * C), tap = row / C % taps, c = row % C, o0 = panel * lanes;
-        float *to = packed + row * lanes;
-        memset(to, 0, (size_t)lanes * sizeof(float));
-        pack_panel_row(weights + (o0 * C + c) * taps + tap, C * taps, O - o0 < lanes ? O - o0 : lanes, to);
-    }
 }

@@ -83,8 +83,16 @@ void run_pool_values(const layer *l, char *memory, outcome *done);
 void run_attend(const layer *l, char *memory, outcome *done, scratch *m);
 void run_mean(const layer *l, char *memory);
 
-/* The memory that one thread needs for a layer; laid out at `memory` unless that is null. */
-size_t carve(const layer *l, char *memory, scratch *m, int threads);
+enum {
+    PIXELS = 256, /* of a block over all its steps */
+    SHARES = 4,   /* blocks per thread at least, where the layer has so many pixels */
+};
+
+/* How a convolution is cut into blocks. */
+static inline plan plan_of(const layer *l, int threads) {
+    const int64_t fair = l->N * l->H * l->W / (SHARES * threads), pixels = PIXELS / l->T < fair ? PIXELS / l->T : fair;
+    return make_plan(l->N, l->H, l->W, l->C, l->O, l->taps, lanes_of(l->O), pixels < 16 ? 16 : pixels);
+}
 
 static inline void *at(char *memory, place where) { return where == NONE ? 0 : memory + where; }
 

@@ -1,4 +1,4 @@
-/* Spikes to bits and back, and what can be done on bits alone. Legend and layouts: sparse.h. */
+/* Spikes to bits and back, and weights to panels. Legend and layouts: sparse.h. */
 #include "sparse.h"
 
 /* 8 bytes of 0/1 -> 8 bits: byte i moves to bit 56 + i. */
@@ -103,4 +103,21 @@ void sparse_unpack(const uint64_t *bits, int64_t P, int64_t C, float *out, int t
     (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t p = 0; p < P; p++) unpack_row(bits + p * words, C, out + p * C);
+}
+
+static void pack_panel_row(const float *w, int64_t stride, int64_t n, float *restrict to) {
+    for (int64_t j = 0; j < n; j++) to[j] = w[j * stride];
+}
+
+/* Weights [O, C, taps] -> [panel][tap][C][lanes], zeros beyond O. */
+void sparse_pack_weights(const float *weights, int64_t O, int64_t C, int taps, float *packed, int threads) {
+    const int64_t lanes = lanes_of(O), panels = (O + lanes - 1) / lanes;
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < panels * taps * C; row++) {
+        const int64_t panel = row / (taps * C), tap = row / C % taps, c = row % C, o0 = panel * lanes;
+        float *to = packed + row * lanes;
+        memset(to, 0, (size_t)lanes * sizeof(float));
+        pack_panel_row(weights + (o0 * C + c) * taps + tap, C * taps, O - o0 < lanes ? O - o0 : lanes, to);
+    }
 }

@@ -1,6 +1,35 @@
 /* A network, or one layer, in one call: its layers one after the other, with all threads at each. Layouts: sparse.h. */
 #include "layer.h"
 
+/* The memory that one thread needs for a layer; laid out at `memory` unless that is null. */
+static size_t carve(const layer *l, char *memory, scratch *m, int threads) {
+    size_t used = 0;
+#define TAKE(name, type, n)                                                                                            \
+    do {                                                                                                               \
+        m->name = (type *)(memory + used);                                                                             \
+        used += ((size_t)(n) * sizeof(type) + 63) / 64 * 64;                                                           \
+    } while (0)
+    if (l->kind == ATTEND) {
+        TAKE(sums, float, (l->C + 63) / 64 * 128);
+    } else if (l->kind == IMAGE || l->kind == CONVOLVE) {
+        const plan s = plan_of(l, threads);
+        const int64_t positions = l->T * s.images * s.height * s.width, pixels = l->T * s.images * s.rows * s.W;
+        TAKE(sums, float, pixels * s.lanes);
+        TAKE(image, float, positions * s.C);
+        if (l->kind == CONVOLVE) {
+            TAKE(halo, uint64_t, positions * s.words);
+            TAKE(position, int32_t, pixels);
+            TAKE(table, float, TABLE_FLOATS);
+            TAKE(begin, uint32_t, positions * (s.words + 1));
+            TAKE(channel, uint32_t, positions * s.C + 8);
+            TAKE(joined, uint32_t, pixels * s.taps * s.C + 8);
+            TAKE(end, uint32_t, s.taps * s.words * (pixels + 1));
+        }
+    }
+#undef TAKE
+    return used;
+}
+
 static void run(const layer *l, char *memory, double rate, outcome *done, scratch *m, int threads) {
     switch (l->kind) {
     case IMAGE: run_image(l, memory, done, m, threads); break;
