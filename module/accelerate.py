@@ -206,8 +206,8 @@ def _convolutions(
         return
     others = set(map(id, _of_real_values(model)))
     for layer in model.modules():
-        if type(layer) is nn.Conv2d and conv.fits(layer) and id(layer) not in others:
-            yield _Candidate(layer, conv.SparseConv2d, {"auto": engine == "auto", "bf16_input_grad": bf16_input_grad})
+        if id(layer) not in others and (sparse := conv.substitute_for(layer)) is not None:
+            yield _Candidate(layer, sparse, {"auto": engine == "auto", "bf16_input_grad": bf16_input_grad})
 
 
 def _of_real_values(model: nn.Module) -> Iterator[object]:

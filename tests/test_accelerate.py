@@ -231,7 +231,7 @@ def test_a_kernel_that_raises_leaves_the_part_plain(monkeypatch, caplog):
 
 
 def test_wrong_additions_are_found(monkeypatch):
-    from module.sparse import conv, network
+    from module.sparse import conv, program
 
     real = conv.sparse_conv2d
     monkeypatch.setattr(
@@ -242,8 +242,8 @@ def test_wrong_additions_are_found(monkeypatch):
     monkeypatch.undo()
     model = accelerate(built(), engine="sparse").eval()
     assert isinstance(for_evaluation(model), SparseInference)
-    decay = network.Neuron.of
-    monkeypatch.setattr(network.Neuron, "of", lambda node: network.Neuron(0.4, decay(node).threshold))
+    decay = program.Neuron.of
+    monkeypatch.setattr(program.Neuron, "of", lambda node: program.Neuron(0.4, decay(node).threshold))
     monkeypatch.setattr("module.accelerate._on_bits", {})
     assert for_evaluation(model) is model
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model import sdt_v2
 from module.accelerate import accelerate, rows
-from module.kernels import cpu, depthwise, head_products, parts_v2, proof, spike_conv
+from module.kernels import batchnorm_twice, cpu, depthwise, head_products, parts_v2, proof, spike_conv
 from module.kernels.substitute import Substitute
 from module.v2.attention import Attention
 from module.v2.block import TransformerBlock
@@ -99,6 +99,23 @@ def test_the_merged_model_has_faster_ways_too():
     assert [row for row in rows(model) if row.runs_as == "plain"] == []
     with torch.no_grad():
         torch.testing.assert_close(model(images(2, 3, 32, 32))[0], plain(images(2, 3, 32, 32))[0], rtol=1e-9, atol=0)
+
+
+def test_additions_where_spikes_enter_and_nowhere_else():
+    model = built().float()
+    plain = copy.deepcopy(model)
+    accelerate(model, engine="sparse", training=False)
+    x = images(2, 3, 32, 32).float()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x)[0], plain.eval()(x)[0], rtol=1e-4, atol=1e-5)
+    added = {n: m.counts for n, m in model.named_modules() if hasattr(m, "counts")}
+    of_spikes = {n for n in added if n.endswith(("pwconv1", "conv1", "conv2", "body.0", "fc1_conv", "fc2_conv"))}
+    assert set(added) == of_spikes | {"downsample4.encode_conv"}
+    assert len(of_spikes) == 4 * 3 + 2 * 6
+    # q, k and v are one product, under the name of the first.
+    silent = {name for name, counts in added.items() if counts is None}
+    assert {name.split(".")[3] for name in silent} == {"k_conv", "v_conv"}
+    assert all(int(counts[1]) > 0 for name, counts in added.items() if counts is not None and "proj" not in name)
 
 
 def parts() -> dict[str, nn.Module]:
@@ -289,11 +306,14 @@ def test_operators_have_shapes_and_gradients_for_compilers():
     flat, dw, pw = spike_conv.innermost(x.flatten(0, 1)), images(4, 1, 3, 3), images(6, 4, 1, 1)
     values = [images(4) + 2 for _ in range(4)]
     dw, pw, w = (t.requires_grad_() for t in (dw, pw, images(6, 4, 3, 3)))
+    w3 = [images(4).requires_grad_(), images(4).flip(0).requires_grad_()]
     for operator, arguments in (
         (spike_conv._spike_conv2d, (flat, w, None, 2, 1, True)),
         (depthwise._of_spikes, (flat, dw, pw, True)),
         (depthwise.behind_affine, (flat, *values[:2], dw.detach(), pw.detach(), 1)),
         (depthwise.behind_batchnorm, (flat, *values, dw, pw, 1, 0.1, 1e-5)),
+        (batchnorm_twice.bn_bn_lif, (x, w3[0], w3[1], w3[0], w3[1], 1e-5, 1e-5, 0.5, 1.0, 4.0)),
+        (batchnorm_twice.bn_bn_add, (x, w3[0], w3[1], w3[0], w3[1], x, 1e-5, 1e-5)),
         (head_products._head_products, (spikes(2, 3, 12, 3, 2).requires_grad_(), 2, 0.125, True)),
     ):
         torch.library.opcheck(operator, arguments, test_utils=check)

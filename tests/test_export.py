@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from golden_v2 import TOLERANCE, golden_model
 from tiny import TINY_RUN, lively, tiny
 
 import model as models  # noqa: F401 -- registers the models
@@ -17,7 +18,7 @@ from utils.errors import UserError
 from utils.run import export_formats
 from utils.run.build import build_model
 from utils.run.checkpoint import write_checkpoint
-from utils.run.export_formats import FORMATS, Logits, Source
+from utils.run.export_formats import FORMATS, Logits, Source, traced
 
 SETTINGS = yaml.safe_load(TINY_RUN) | {"workers": 0, "val_batch_size": 20}
 
@@ -58,6 +59,14 @@ def test_onnx_gives_them_too_with_standard_operators_and_any_batch(tmp_path, cap
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     (entry,) = graph.input
     assert entry.type.tensor_type.shape.dim[0].dim_param  # a name, not a number
+
+
+def test_v2_is_traced_merged_with_the_published_logits():
+    """Event frames, each of which is the image of the golden data. All formats but the weights begin with the trace."""
+    tensors, net = golden_model("t1_h2", T=2)
+    frames = tensors["input"][:, None].repeat(1, 2, 1, 1, 1)
+    program = traced(net.eval().fuse(), frames[:2].clone()).module()
+    torch.testing.assert_close(program(frames), tensors["sweep/logits/T2"], rtol=0, atol=TOLERANCE)
 
 
 def test_event_frames_and_logits_of_each_step_are_exported(tmp_path):

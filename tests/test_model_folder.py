@@ -10,6 +10,7 @@ import torch
 from test_export import save
 
 from utils import export as command
+from utils.config.parse import config_from
 from utils.errors import UserError
 from utils.run import model_folder
 from utils.run.checkpoint import load_weights, read_checkpoint, settings_inside
@@ -74,6 +75,13 @@ def test_the_card_has_the_figures_of_a_report_of_these_weights_only(folder, tmp_
     file.write_text(json.dumps(report | {"checkpoint": {"sha256": "0" * 64}}))
     with pytest.raises(UserError, match="another checkpoint"):
         command.main(options)
+
+
+@pytest.mark.parametrize(("name", "paper"), [("sdt", "2307.01694"), ("sdt_v2", "2404.03663")])
+def test_the_card_names_the_paper_of_the_model(name, paper):
+    card = model_folder.model_card(config_from({"model": name}), None)
+    assert card.count("arXiv") == 1
+    assert f"arXiv {paper}" in card
 
 
 def test_pretrained_without_a_source_is_refused():

@@ -1,4 +1,4 @@
-"""The event-driven convolution: equal to the dense one, counted exactly, on every path the compiler can take."""
+"""The sparse convolution: equal to the dense one, counted exactly, on every path the compiler can take."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_chunks_of_tiles_join_to_the_whole(monkeypatch):
 
 
 def test_threads_do_not_change_the_gradient():
-    """The event-driven engine promises that, and takes its input's gradient from here."""
+    """The sparse engine promises that, and takes its input's gradient from here."""
     grad, weight = random((4, 64, 16, 16)), random((64, 64, 3, 3, 1))[..., 0]
     threads = torch.get_num_threads()
     try:

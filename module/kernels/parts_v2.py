@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module.kernels import cpu, depthwise, triton_device
+from module.kernels.batchnorm_twice import norms_norms_add, norms_norms_neurons
 from module.kernels.fusion import (
     can_fuse_neurons,
     can_fuse_norms,
@@ -22,8 +23,6 @@ from module.kernels.fusion import (
     joined_affine,
     norm_add,
     norm_neuron,
-    norms_add,
-    norms_neurons,
     running_affine,
     update_running,
 )
@@ -171,7 +170,7 @@ class FusedV2Attention(FusedV2, Attention):
         convs: list[Any] = [self.q_conv, self.k_conv, self.v_conv]
         neurons = [n for n in (self.q_lif, self.k_lif, self.v_lif) if isinstance(n, KernelNeuron)]
         if on_cpu(s) and are_rep_convs(s, *convs) and _alike(neurons):
-            qkv = norms_neurons([conv[1] for conv in convs], neurons[:1], _rep_convs(convs, s), len(s))
+            qkv = norms_norms_neurons(*_last_norms(convs), neurons[0], _rep_convs(convs, s))
             return self.attn_lif(head_products(qkv, self.num_heads, SCALE))
         q, k, v = (
             n(channels_innermost(of_spikes(conv, self.head_lif, s))) for conv, n in zip(convs, neurons, strict=True)
@@ -207,7 +206,7 @@ def are_rep_convs(x: Tensor, *convs: Any) -> bool:
 
 
 def _rep_convs(convs: Any, s: Tensor) -> Tensor:
-    """What RepConvs make of the spikes `s`, side by side, without the BatchNorm after each."""
+    """What RepConvs make of the spikes `s`, side by side, before their last BatchNorm."""
     bodies = [conv[0].body for conv in convs]
     weight = torch.cat([body[0].weight for body in bodies])
     convolve = getattr(bodies[0][0], "convolve", spike_conv2d)  # a sparse convolution's own way
@@ -225,14 +224,18 @@ def _rep_convs(convs: Any, s: Tensor) -> Tensor:
     else:
         scales, shifts = zip(*map(running_affine, norms), strict=True)
         y = depthwise.behind_affine(a, torch.cat(scales), torch.cat(shifts), *weights, len(convs))
-    y = y.unflatten(0, s.shape[:2])
-    return norms_add([body[2][2] for body in bodies], y, None, len(s))
+    return y.unflatten(0, s.shape[:2])
+
+
+def _last_norms(convs: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The last BatchNorm in each RepConv, and the one after it."""
+    return [conv[0].body[2][2] for conv in convs], [conv[1] for conv in convs]
 
 
 def rep_conv_added(conv: Any, neuron: nn.Module, s: Tensor, residual: Tensor | None) -> Tensor:
     """`over_time(s, conv)`, plus `residual` if there is one, for a RepConv, merged or not, of spikes of `neuron`."""
     if on_cpu(s) and are_rep_convs(s, conv):
-        return norm_add(conv[1], _rep_convs([conv], s), residual)
+        return norms_norms_add(*_last_norms([conv]), _rep_convs([conv], s), residual)
     y = of_spikes(conv, neuron, s)
     return y if residual is None else y + residual
 
@@ -259,7 +262,8 @@ class FusedV2MLP(FusedV2, MLP):
 def _token_conv(conv: Any, s: Tensor) -> Tensor:
     """A Conv1d of one token, of spikes `[T, B, C, H, W]`."""
     weight = conv.weight.unsqueeze(3)
-    convolve = spike_conv2d if on_cpu(s) else F.conv2d
+    # A sparse convolution's own way.
+    convolve = getattr(conv, "convolve", spike_conv2d if on_cpu(s) else F.conv2d)
     return convolve(s.flatten(0, 1), weight, conv.bias).unflatten(0, s.shape[:2])
 
 

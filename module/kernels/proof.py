@@ -111,9 +111,9 @@ def _input(part: nn.Module, steps: int, generator: torch.Generator) -> Tensor:
     width = max(height // 2, 1) if halved else height
     # Two samples, so that time and batch cannot be mistaken for each other; in training, where a long sequence alone
     # has enough values for statistics, one is enough.
-    batch = 1 if part.training and steps >= 4 and not isinstance(part, nn.Conv2d) else 2
+    batch = 1 if part.training and steps >= 4 and not isinstance(part, nn.Conv1d | nn.Conv2d) else 2
     x = 2 * torch.randn(steps, batch, channels, height, width, generator=generator)
-    if isinstance(part, nn.Conv2d):  # of spikes
+    if isinstance(part, nn.Conv1d | nn.Conv2d):  # of spikes
         return (x > 1).double()
     return x.bfloat16().double()
 
@@ -220,7 +220,9 @@ def _run(part: nn.Module, x: Tensor, autocast: torch.dtype | None, draw: int) ->
     seen = leaf.expand(x.shape)
     part.zero_grad()
     with torch.set_grad_enabled(training), torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-        y = over_time(seen, part) if isinstance(part, nn.Conv2d) else part(seen)
+        if isinstance(part, nn.Conv1d):
+            seen = seen.flatten(3)
+        y = over_time(seen, part) if isinstance(part, nn.Conv1d | nn.Conv2d) else part(seen)
         if training:
             gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(draw)).bfloat16()
             y.backward(gradient.to(y.device, y.dtype))

@@ -118,9 +118,11 @@ def _backward(ctx, g, g_bits):  # type: ignore[no-untyped-def]
     bits, weight = ctx.saved_tensors
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     settings = (ctx.shape, ctx.stride, ctx.padding)
+    # First, so that the spikes are gone when the other gradient, which is as large, is there.
+    g_weight = weight_grad(g, bits, weight, *settings) if wants_weight else None
     return (
         input_grad(g, weight, *settings) if wants_x else None,
-        weight_grad(g, bits, weight, *settings) if wants_weight else None,
+        g_weight,
         g.sum(dim=(0, 2, 3)).to(ctx.bias_dtype) if wants_bias else None,
         *(None, None, None),
     )

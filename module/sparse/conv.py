@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from module.kernels.cpu import same_size_kernel
@@ -22,8 +23,8 @@ from module.sparse.ops import KERNELS, OUTPUT_DTYPES, SPIKE_DTYPES, sparse_conv2
 ENGINES = ("auto", "dense", "sparse")
 
 
-class SparseConv2d(Substitute, nn.Conv2d):
-    """A 1x1 or 3x3 convolution that adds the weight rows of its active inputs.
+class _SparseConv(Substitute):
+    """A convolution that adds the weight rows of its active inputs.
 
     In float64, and for values other than 0 and 1, it is the plain convolution.
 
@@ -33,7 +34,6 @@ class SparseConv2d(Substitute, nn.Conv2d):
         counts: int64 `[spikes, additions]` of the last forward pass outside `torch.compile`; see `sparse_conv2d`.
     """
 
-    plain_class: ClassVar[type[nn.Module]] = nn.Conv2d
     runs_as = "sparse additions"
     stands_for: ClassVar[dict[str, str]] = {}
     auto: bool = True
@@ -52,14 +52,11 @@ class SparseConv2d(Substitute, nn.Conv2d):
     def may_run(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and x.dtype in SPIKE_DTYPES and super().may_run(x)
 
-    def fast_forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.weight, self.bias)
-
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """This layer's way of computing `x` with other parameters, as the joined ones of several layers."""
+        """This layer's way of computing `x` `[N, C, H, W]` with other parameters, as those of several layers joined."""
         out_dtype = autocast_dtype("cpu") or (x.dtype if x.is_floating_point() else torch.float32)
         if x.dtype not in SPIKE_DTYPES or out_dtype not in OUTPUT_DTYPES:
-            return self._conv_forward(x, weight, bias)
+            return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
         out, counts = sparse_conv2d(
             x, weight, bias, out_dtype=out_dtype, auto=self.auto, bf16_input_grad=self.bf16_input_grad
         )
@@ -69,6 +66,24 @@ class SparseConv2d(Substitute, nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, auto={self.auto}, bf16_input_grad={self.bf16_input_grad}"
+
+
+class SparseConv2d(_SparseConv, nn.Conv2d):
+    """A 1x1 or 3x3 convolution."""
+
+    plain_class: ClassVar[type[nn.Module]] = nn.Conv2d
+
+    def fast_forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.weight, self.bias)
+
+
+class SparseConv1d(_SparseConv, nn.Conv1d):
+    """A convolution of one token, `[N, C, L]`."""
+
+    plain_class: ClassVar[type[nn.Module]] = nn.Conv1d
+
+    def fast_forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x.unsqueeze(3), self.weight.unsqueeze(3), self.bias).squeeze(3)
 
 
 def check_engine(engine: str) -> str:
@@ -87,6 +102,10 @@ def why_unusable() -> str | None:
     return None
 
 
-def fits(layer: nn.Module) -> bool:
-    """Whether the kernels know this convolution."""
-    return same_size_kernel(layer) in KERNELS
+def substitute_for(layer: nn.Module) -> type[Substitute] | None:
+    """The class that computes this convolution by additions, or None."""
+    if type(layer) is nn.Conv2d and same_size_kernel(layer) in KERNELS:
+        return SparseConv2d
+    if type(layer) is nn.Conv1d and (layer.kernel_size, layer.stride, layer.groups) == ((1,), (1,), 1):
+        return SparseConv1d if layer.padding == (0,) else None
+    return None

@@ -72,7 +72,7 @@ def check_torch(_: str) -> Found:
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs only"
     yield (
         "torch",
-        f"{torch.__version__}, {built}; a convolution forward and backward; {torch.get_num_threads()} threads",
+        f"{torch.__version__}, {built}; a convolution forward and backward; {torch.get_num_threads()} thread(s)",
     )
 
 
@@ -168,11 +168,8 @@ def check_neurons(backend: str, _: str) -> Found:
         model = _model(_config({"neuron_backend": backend}), device)
     except UserError as error:
         reason = first_line(error).partition("cannot be used: ")[2].removesuffix(". Use 'auto' or 'torch'.")
-        remedies = {
-            "cuda": {"cupy": "install cupy-cuda13x or cupy-cuda12x, as torch's CUDA", "triton": "install triton"},
-            "cpu": {"cpp": "install a C++ compiler"},
-        }
-        remedy = remedies[device.type].get(backend, "")
+        remedies = {"cupy": "install cupy-cuda13x or cupy-cuda12x, as torch's CUDA", "triton": "install triton"}
+        remedy = remedies.get(backend, "") if device.type == "cuda" else ""  # the reason for cpp has its own
         raise Unusable(reason or str(error), remedy, harmless=True) from error
     logits, _hook = model(torch.rand(2, 1, 16, 16, device=device))
     logits.square().mean().backward()

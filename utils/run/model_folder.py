@@ -24,6 +24,10 @@ from utils.run.models import model_arguments
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _SETTINGS = "training_config"  # our own key in config.json
+_PAPERS = {
+    False: "A Spike-driven Transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694)",
+    True: "A Spike-driven Transformer V2 (Yao et al., ICLR 2024, arXiv 2404.03663)",
+}
 
 
 def is_model_folder(path: Path) -> bool:
@@ -88,7 +92,7 @@ def model_card(cfg: Config, report: Mapping[str, Any] | None) -> str:
         *("- spike-driven-transformer", "---", ""),
         f"# {cfg.model}, {cfg.dataset}, T = {cfg.time_steps}",
         "",
-        "A Spike-driven Transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694).",
+        f"{_PAPERS[cfg.is_v2]}.",
         "",
         "```python",
         "import timm",
