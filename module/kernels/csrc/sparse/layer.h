@@ -94,7 +94,9 @@ static inline plan plan_of(const layer *l, int threads) {
     return make_plan(l->N, l->H, l->W, l->C, l->O, l->taps, lanes_of(l->O), pixels < 16 ? 16 : pixels);
 }
 
-static inline void *at(char *memory, place where) { return where == NONE ? 0 : memory + where; }
+static inline void *at(char *memory, place where) {
+    return where == NONE ? 0 : (void *)((uintptr_t)memory + (uintptr_t)where);
+}
 
 /* Adds to the outcome of a layer what one thread did; every thread comes here, and goes on when all have. */
 static inline void count(outcome *done, int64_t spikes, int64_t additions) {

@@ -6,7 +6,7 @@ static size_t carve(const layer *l, char *memory, scratch *m, int threads) {
     size_t used = 0;
 #define TAKE(name, type, n)                                                                                            \
     do {                                                                                                               \
-        m->name = (type *)(memory + used);                                                                             \
+        m->name = memory ? (type *)(memory + used) : 0;                                                                             \
         used += ((size_t)(n) * sizeof(type) + 63) / 64 * 64;                                                           \
     } while (0)
     if (l->kind == ATTEND) {

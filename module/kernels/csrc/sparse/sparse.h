@@ -93,7 +93,7 @@ static inline int64_t padded(const plan *s, int64_t image, int64_t row, int64_t 
 
 /* to[lanes] += the rows of a list; two chains, so that additions overlap. */
 INLINE void add_rows(const float *base, const uint32_t *list, uint32_t n, float *to, const int lanes) {
-    static const float zeros[PANEL];
+    static const float zeros[PANEL] = {0};
     vec a[PANEL / VEC], b[PANEL / VEC];
     for (int j = 0; j < lanes / VEC; j++) a[j] = AT(to + j * VEC), b[j] = (vec){0};
     for (uint32_t i = 0; i < n; i += 2) {

@@ -14,15 +14,15 @@ static int nibbles_of(int64_t C) { return C <= 8 ? 2 : 4; }
 INLINE void make_table(const float *weights, int64_t count, int nibbles, float *table, const int lanes) {
     for (int g = 0; g < nibbles; g++, table += 16 * lanes)
         for (int j = 0; j < lanes; j += VEC) {
-            vec sums[16] = {{0}};
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) {
-                const vec w = 4 * g + k < count ? AT(weights + (4 * g + k) * lanes + j) : (vec){0};
-#pragma GCC unroll 8
-                for (int set = 0; set < 1 << k; set++) sums[(1 << k) + set] = sums[set] + w;
+            vec w[4], sums[16] = {{0}};
+            for (int k = 0; k < 4; k++)
+                w[k] = 4 * g + k < count ? AT(weights + (4 * g + k) * lanes + j) : (vec){0};
+            AT(table + j) = sums[0];
+#pragma GCC unroll 15
+            for (int set = 1; set < 16; set++) {
+                sums[set] = sums[set & (set - 1)] + w[__builtin_ctz(set)];
+                AT(table + set * lanes + j) = sums[set];
             }
-#pragma GCC unroll 16
-            for (int set = 0; set < 16; set++) AT(table + set * lanes + j) = sums[set];
         }
 }
 
