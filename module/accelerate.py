@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from module.attention import MS_SSA_Conv
 from module.kernels import backends, cpu, proof, triton_device
 from module.kernels.neurons import KernelNeuron, substitute_for
 from module.kernels.parts import PARTS, FusedPart
@@ -211,10 +212,12 @@ def _convolutions(
 
 
 def _of_real_values(model: nn.Module) -> Iterator[object]:
-    """Convolutions of the published parts that no spikes enter: of images, and those inside of V2's parts."""
+    """Convolutions of the published parts that no spikes enter: of images, those inside of V2's parts, unused ones."""
     for part in model.modules():
         if isinstance(part, MS_SPS):
             yield part.proj_conv
+        elif isinstance(part, MS_SSA_Conv):
+            yield part.talking_heads  # only a key of the checkpoint
         elif isinstance(part, DownSampling) and part.first:
             yield part.encode_conv
         elif isinstance(part, SeparableConv):
