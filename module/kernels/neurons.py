@@ -44,10 +44,7 @@ class KernelNeuron(_Neuron):
         return self._is_standard(x) and super().may_run(x)
 
     def fast_forward(self, x: Tensor) -> Tensor:
-        steps = x.shape[0]
-        if steps > 1 and x.stride(0) == 0:  # the same current at each step
-            x = x[:1]
-        return lif(x, self.decay(x), steps, *self.constants(), self.kernel)
+        return lif(x, self.decay(x), x.shape[0], *self.constants(), self.kernel)
 
     def _is_standard(self, x: Tensor) -> bool:
         """Whether the neuron's settings are those that the kernels compute; they can be changed at any time."""

@@ -39,8 +39,8 @@ MUTANTS = faults(
     ),
     (
         _LINE,
-        '        "-data_dir",\n',
-        "",
+        '("-data-dir", "-data_dir")',
+        '("-data-dir",)',
         "-data_dir of the published command line is refused",
         "test_config.py::test_command_line_spellings",
     ),
