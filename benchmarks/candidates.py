@@ -102,6 +102,10 @@ class Candidate:
         model = model.to(device).to(memory_format=layout).train(training)
         if "checkpoint" in options:
             model.set_grad_checkpointing(True)
+        # V2's merged convolutions are new layers, for which substitutes are found afterwards.
+        merged = "fuse" in options and sizes.is_v2(size)
+        if merged:
+            model.fuse()
         whole = kind == "ours" and "unaccelerated" not in options
         if whole or backend:
             accelerate(
@@ -112,7 +116,7 @@ class Candidate:
                 amp_dtype=DTYPES[precision],
                 training=training,
             )
-        if "fuse" in options:
+        if "fuse" in options and not merged:
             model.fuse()
         return model, layout
 

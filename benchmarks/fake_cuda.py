@@ -28,10 +28,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import SpikeDrivenTransformer
+from model import MetaSpikeFormer, SpikeDrivenTransformer
 from module.accelerate import accelerate
 from module.neuron import make_neuron
 
+_V2 = {"15m": (64, 128, 256, 360), "55m": (128, 256, 512, 640)}
 BANDWIDTH, FLOPS = 3.35e12, 800e12  # H100: bytes/s, dense 16-bit FLOP/s
 _VIEWS = re.compile(
     "view|_unsafe_view|expand|transpose|permute|unsqueeze|squeeze|select|slice|detach|alias|t|unbind|split|as_strided|"
@@ -43,6 +44,8 @@ _VIEWS = re.compile(
 FURTHER_PASSES: dict[str, dict[int, int]] = {
     "sdt::bn_lif": {0: 1},
     "sdt::bn_add": {0: 1},
+    "sdt::bn_bn_lif": {0: 1},
+    "sdt::bn_bn_add": {0: 1},
     "sdt::bn_lif_pool": {0: 1},
     "sdt::bn_lif_backward": {0: 1, 1: 1},
     "sdt::bn_lif_pool_backward": {0: 1, 1: 1, 2: 1},
@@ -223,9 +226,11 @@ def step(
     return Step(recorder.rows, sum(storages.values()))
 
 
-def accelerated(kernels: str = "auto", **sizes: Any) -> nn.Module:
+def accelerated(
+    kernels: str = "auto", network: Callable[..., nn.Module] = SpikeDrivenTransformer, **sizes: Any
+) -> nn.Module:
     """The model as it runs on CUDA, with the substitutes attached without their proof."""
-    return accelerate(SpikeDrivenTransformer(**sizes), kernels=kernels, prove=False, neuron_backend="triton")
+    return accelerate(network(**sizes), kernels=kernels, prove=False, neuron_backend="triton")
 
 
 def in_words(row: Row) -> str:
@@ -246,6 +251,7 @@ def main() -> None:
     parser.add_argument("--kernels", default="auto", choices=("auto", "plain"), help="plain: kernels for neurons alone")
     parser.add_argument("--layout", default="last", choices=("last", "first"), help="where channels are in memory")
     parser.add_argument("--neuron", default="lif", choices=("lif", "plif"))
+    parser.add_argument("--v2", choices=tuple(_V2), help="a model of V2 of that size, instead of --depth and --dim")
     parser.add_argument("--events", action="store_true", help="event frames: two channels, pools in the attention")
     parser.add_argument("--show", type=float, metavar="MIB", help="list the operators that move so much")
     given = parser.parse_args()
@@ -255,6 +261,8 @@ def main() -> None:
     channels = 2 if given.events else 3
     if given.events:
         sizes |= dict(in_channels=channels, dvs_mode=True)
+    if given.v2:
+        sizes |= dict(network=MetaSpikeFormer, embed_dims=_V2[given.v2], depths=(6, 2))
     build = functools.partial(accelerated, given.kernels, **sizes)
     layout = torch.channels_last if given.layout == "last" else torch.contiguous_format
     options: dict[str, Any] = dict(side=given.side, channels=channels, training=not given.evaluate, layout=layout)

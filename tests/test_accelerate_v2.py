@@ -339,7 +339,7 @@ def test_operators_have_shapes_and_gradients_for_compilers():
         (depthwise._of_spikes, (flat, dw, pw, True)),
         (depthwise.behind_affine, (flat, *values[:2], dw.detach(), pw.detach(), 1)),
         (depthwise.behind_batchnorm, (flat, *values, dw, pw, 1, 0.1, 1e-5)),
-        (batchnorm_twice.bn_bn_lif, (x, w3[0], w3[1], w3[0], w3[1], 1e-5, 1e-5, 0.5, 1.0, 4.0)),
+        (batchnorm_twice.bn_bn_lif, (x, w3[0], w3[1], w3[0], w3[1], torch.tensor(0.5).double(), 1e-5, 1e-5, 1.0, 4.0)),
         (batchnorm_twice.bn_bn_add, (x, w3[0], w3[1], w3[0], w3[1], x, 1e-5, 1e-5)),
         (head_products._head_products, (spikes(2, 3, 12, 3, 2).requires_grad_(), 2, 0.125, True)),
     ):

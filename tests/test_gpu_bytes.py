@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.fake_cuda import Operand, Step, accelerated, in_words, step, without_random_numbers
+from model import MetaSpikeFormer
 from module.accelerate import rows
 from module.kernels import triton_device
 from module.neuron import make_neuron
@@ -79,6 +81,22 @@ def test_event_mode_keeps_one_byte_for_each_pooled_spike():
     assert {"sdt::max_pool_neighbours", "sdt::max_pool_neighbours_backward"} <= names
     assert not any("max_pool3d" in name for name in names)
     assert not any(o.dtype == torch.int64 and o.bytes > 2**16 for row in done.rows for o in row.outputs)
+
+
+def test_v2_joins_repconvs_last_layers_and_keeps_its_layout():
+    sizes = dict(embed_dims=(16, 32, 64, 64), depths=(1, 1), T=4)
+    done = step(lambda: accelerated(network=MetaSpikeFormer, **sizes), 8)
+    names = Counter(row.name for row in done.rows)
+    assert names["sdt::bn_bn_lif"] == 2 * 3
+    assert names["sdt::bn_bn_add"] == 2
+    assert names["aten::cudnn_batch_norm"] == 2 * 4  # with RepConv's border
+    for row in done.rows:
+        if row.name.startswith(("aten::convolution", "aten::constant_pad", "aten::cudnn_batch_norm", "sdt::bn")):
+            large = [o for o in row.outputs if len(o.shape) > 3 and o.bytes > 2**20]
+            assert all(o.strides[-3] == 1 for o in large), in_words(row)
+    plain = step(lambda: accelerated("plain", network=MetaSpikeFormer, **sizes), 8)
+    assert done.totals()[0] < 0.85 * plain.totals()[0]
+    assert done.kept < plain.kept
 
 
 def test_torch_compile_takes_the_model_on_tritons_kernels_as_one_graph(monkeypatch):

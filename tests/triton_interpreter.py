@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from module.accelerate import accelerate, rows
 from module.kernels import attention, batchnorm, norm_pool, pool, triton_device
+from module.kernels.batchnorm_twice import bn_bn_add, bn_bn_lif
 from module.kernels.cpu import state_dtype
 from module.kernels.lif import lif
 from module.neuron import make_neuron
@@ -216,6 +217,31 @@ def side_by_side(dtype: torch.dtype) -> None:
     check("neurons side by side", results[1], results[0], dtype)
 
 
+def norms_twice(dtype: torch.dtype) -> None:
+    """Two BatchNorms in a row, with a neuron and with a shortcut; one channel hardly varies, so that eps counts."""
+    shape = (4, 2, 5, 3, 2)
+    x = draw(*shape) * torch.tensor([2**-10, 1.0, 2.0, 1.0, 0.5])[:, None, None]
+    norms = 0.8 + torch.rand(4, 5, generator=torch.Generator().manual_seed(7))
+    for neuron in (True, False):
+        results = []
+        for kind in (torch.float64, dtype):
+            own, other = leaf(x, kind), leaf(draw(*shape, seed=6), kind)
+            w, b, outer_w, outer_b = affine = [leaf(value, state_dtype(kind)) for value in norms]
+            decay = leaf(torch.tensor(0.4), state_dtype(kind))
+            if kind is torch.float64:
+                y = F.batch_norm(own.flatten(0, 1), None, None, w, b, training=True)
+                y = F.batch_norm(y, None, None, outer_w, outer_b, training=True).unflatten(0, shape[:2])
+                out = lif(y, decay, 4, 1.0, 4.0, "lean") if neuron else y + other
+            elif neuron:
+                out = bn_bn_lif(own, *affine, decay, 1e-5, 1e-5, 1.0, 4.0)[0]
+            else:
+                out = bn_bn_add(own, *affine, other, 1e-5, 1e-5)[0]
+            leaves = dict(x=own, w=w, outer_w=outer_w, outer_b=outer_b, decay=decay, residual=other)
+            found = gradients(out, draw(*shape, seed=5), **leaves)
+            results.append({"spikes" if neuron else "sum": out.detach(), "of b": 1 + b.grad} | found)  # that is 0
+        check("two BatchNorms", results[1], results[0], dtype)
+
+
 def attentions(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     T, B, D, H, W = shape
     qkv = (draw(T, B, 3 * D, H, W) > 0.5).double()
@@ -258,6 +284,8 @@ def main() -> None:
         for heads in (False, True):
             neighbours(dtype, heads)
     side_by_side(torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        norms_twice(dtype)
     parts()
     print("all equal")
 

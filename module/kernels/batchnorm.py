@@ -104,8 +104,17 @@ def batch_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[T
     if triton_device.runs(x):
         return _triton().batch_affine(x, weight, bias, eps)
     mean, var = cpu_kernels.mean_and_variance(x)
+    return mean, var, *normalising(x, mean, var, weight, bias, eps)
+
+
+def normalising(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The scale and shift of `batch_affine` for a known mean and biased variance."""
+    if triton_device.runs(x):
+        return _triton().affine_of(x, mean, var, weight, bias, eps)
     scale, shift = affine_of(mean, var, weight, bias, eps)
-    return mean, var, _per_channel(x, scale), _per_channel(x, shift)
+    return _per_channel(x, scale), _per_channel(x, shift)
 
 
 # ---- BatchNorm and neuron in training --------------------------------------------------------------------------------
@@ -149,7 +158,7 @@ def bn_lif_backward(
     x = with_channels(x)
     g = same_layout(g, x, x.dtype)
     if triton_device.runs(x):
-        affine = _triton().affine_of(x, mean, var, weight, bias, eps)
+        affine = normalising(x, mean, var, weight, bias, eps)
         return _triton_lif().bn_lif_backward(
             g, None, x, affine, weight, mean, var, decay, eps, threshold, alpha, want_decay
         )

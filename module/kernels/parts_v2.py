@@ -176,9 +176,7 @@ class FusedV2Attention(FusedV2, Attention):
         if on_cpu(s) and are_rep_convs(s, *convs) and _alike(neurons):
             qkv = norms_norms_neurons(*_last_norms(convs), neurons[0], _rep_convs(convs, s))
             return self.attn_lif(head_products(qkv, self.num_heads, SCALE))
-        q, k, v = (
-            n(channels_innermost(of_spikes(conv, self.head_lif, s))) for conv, n in zip(convs, neurons, strict=True)
-        )
+        q, k, v = (rep_conv_neuron(conv, self.head_lif, s, n) for conv, n in zip(convs, neurons, strict=True))
         y: Tensor = self.attn_lif(self._attend(q, k, v))
         return y.unflatten(3, x.shape[3:])
 
@@ -210,8 +208,12 @@ def are_rep_convs(x: Tensor, *convs: Any) -> bool:
 
 
 def _rep_convs(convs: Any, s: Tensor) -> Tensor:
-    """What RepConvs make of the spikes `s`, side by side, before their last BatchNorm."""
+    """What RepConvs make of the spikes `s`, side by side, before their last BatchNorm; on CUDA a single one."""
     bodies = [conv[0].body for conv in convs]
+    if triton_device.runs(s):
+        ((first, bordered, (dw, pw, _)),) = bodies
+        y: Tensor = pw(dw(_with_border(bordered, first(s.flatten(0, 1)))))
+        return channels_innermost(y.unflatten(0, s.shape[:2]))
     weight = torch.cat([body[0].weight for body in bodies])
     convolve = getattr(bodies[0][0], "convolve", spike_conv2d)  # a sparse convolution's own way
     a = convolve(s.flatten(0, 1), weight, None)  # [T*B, 3 C, H, W]
@@ -231,14 +233,32 @@ def _rep_convs(convs: Any, s: Tensor) -> Tensor:
     return y.unflatten(0, s.shape[:2])
 
 
+def _with_border(layer: BorderedBatchNorm, x: Tensor) -> Tensor:
+    """What `layer` makes of `x` `[T*B, C, H, W]`, in the layout of `x`; the border has no gradient."""
+    y = F.pad(layer.bn(x), (1, 1, 1, 1))
+    border = layer.border().to(y.dtype)[:, None, None]
+    with torch.no_grad():
+        for edge in (y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:]):
+            edge.copy_(border)
+    return y
+
+
 def _last_norms(convs: Any) -> tuple[list[nn.Module], list[nn.Module]]:
     """The last BatchNorm in each RepConv, and the one after it."""
     return [conv[0].body[2][2] for conv in convs], [conv[1] for conv in convs]
 
 
+def rep_conv_neuron(conv: Any, source: nn.Module, s: Tensor, neuron: KernelNeuron) -> Tensor:
+    """`neuron(over_time(s, conv))` for a RepConv, merged or not, of spikes of `source`."""
+    if triton_device.runs(s) and are_rep_convs(s, conv):
+        return norms_norms_neurons(*_last_norms([conv]), neuron, _rep_convs([conv], s))
+    y: Tensor = neuron(channels_innermost(of_spikes(conv, source, s)))
+    return y
+
+
 def rep_conv_added(conv: Any, neuron: nn.Module, s: Tensor, residual: Tensor | None) -> Tensor:
     """`over_time(s, conv)`, plus `residual` if there is one, for a RepConv, merged or not, of spikes of `neuron`."""
-    if on_cpu(s) and are_rep_convs(s, conv):
+    if (on_cpu(s) or triton_device.runs(s)) and are_rep_convs(s, conv):
         return norms_norms_add(*_last_norms([conv]), _rep_convs([conv], s), residual)
     y = of_spikes(conv, neuron, s)
     return y if residual is None else y + residual
