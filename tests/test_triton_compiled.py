@@ -35,9 +35,9 @@ def launch_all(dtype: torch.dtype, T: int, shown: int, size: tuple[int, int, int
     triton_lif.lif_backward(g, x, empty(*x.shape, dtype=dtype), decay, 1.0, 4.0, want_decay)
     triton_norm.batch_affine(x, channels, channels, 1e-5)
     triton_norm.affine_of(x, double, double, channels, channels, 1e-5)
-    # Two BatchNorms in a row: as one, whose weight and variance are float64, without eps.
-    triton_norm.affine_of(x, double, double, double, channels, 0.0)
-    triton_norm.bn_add_backward(g, g, double, double, double, 0.0)
+    # Two BatchNorms in a row: as one, without eps.
+    triton_norm.affine_of(x, double, double, channels, channels, 0.0)
+    triton_norm.bn_add_backward(g, g, channels, double, double, 0.0)
     triton_norm_lif.affine_lif(x, channels, channels, g, decay, 1.0)
     affine = (channels, channels)
     triton_norm_lif.bn_lif_backward(g, None, x, affine, channels, double, double, decay, 1e-5, 1.0, 4.0, want_decay)

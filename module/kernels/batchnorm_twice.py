@@ -27,10 +27,10 @@ Norms = Sequence[nn.Module]
 def _as_one(
     var: Tensor, weight: Tensor, outer_weight: Tensor, eps: float, outer_eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """1 / sqrt(w^2 + eps'), W, and the variance plus what stands in place of eps, `[C]`, float64."""
+    """1 / sqrt(w^2 + eps'), W in the dtype of w, and the variance plus what stands in place of eps, `[C]` (float64)."""
     w = weight.double()
     inv = torch.rsqrt(w * w + outer_eps)
-    return inv, w * outer_weight * inv, torch.addcmul(var, inv, inv, value=eps * outer_eps)
+    return inv, (w * outer_weight * inv).to(weight.dtype), torch.addcmul(var, inv, inv, value=eps * outer_eps)
 
 
 def _weight_gradients(
