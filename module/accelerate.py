@@ -149,11 +149,11 @@ def for_evaluation(model: nn.Module) -> nn.Module:
             continue
         key = (kind, repr(part))
         if key not in _on_bits:
-            plain, fast = proof.detached(part), proof.detached(part)
+            fast = proof.detached(part)
             fast.__class__ = ON_BITS[kind]
             vars(fast).update(proved=None)
             context = (torch.device("cpu"), torch.float32, None, False)
-            _on_bits[key] = _difference(plain, fast, context, int(getattr(model, "T", 4)))
+            _on_bits[key] = _difference(fast, [context], int(getattr(model, "T", 4)))
             if reason := _on_bits[key]:
                 _logger.warning(f"warning: evaluation does not run from spikes to spikes: {kind.__name__}: {reason}")
         if _on_bits[key] is not None:
@@ -293,19 +293,15 @@ def _edited(candidate: _Candidate) -> str | None:
 def _why_not(candidate: _Candidate, contexts: list[Context], steps: int) -> str | None:
     if not (possible := _seen(candidate, contexts)):
         return f"its kernel does not compute {', '.join(str(c[1]).removeprefix('torch.') for c in contexts)}"
-    plain = proof.detached(candidate.part)
-    for context in possible:
-        fast = _become(candidate._replace(part=copy.deepcopy(candidate.part)), None)
-        proof.unwatch(fast)
-        if reason := _difference(plain, fast, context, steps):
-            return reason
-    return None
+    fast = _become(candidate._replace(part=copy.deepcopy(candidate.part)), None)
+    proof.unwatch(fast)
+    return _difference(fast, possible, steps)
 
 
-def _difference(plain: nn.Module, fast: nn.Module, context: Context, steps: int) -> str | None:
+def _difference(fast: nn.Module, contexts: list[Context], steps: int) -> str | None:
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return proof.difference(plain, fast, context, steps)
+            return proof.difference(fast, contexts, steps)
     except Exception as error:  # whatever a kernel raises, the plain part still runs
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 

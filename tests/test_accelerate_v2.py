@@ -82,6 +82,33 @@ def test_logits_gradients_and_statistics_are_those_of_the_plain_model(arguments,
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_static_image_is_convolved_once_unless_its_gradient_is_wanted():
+    model = built()
+    plain = copy.deepcopy(model)
+    accelerate(model, prove=False)
+    calls: list[int] = []
+
+    class Watching(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return super().forward(x)
+
+    model.downsample1_1.encode_conv.__class__ = Watching
+    model(images(2, 3, 32, 32))
+    with torch.no_grad():
+        model.eval()(images(2, 3, 32, 32))
+    assert calls == [2, 2]
+    gradients = []
+    for part in (model.train().downsample1_1, plain.downsample1_1):
+        leaf = images(2, 3, 32, 32).expand(3, -1, -1, -1, -1).requires_grad_()  # one place in memory, three steps
+        y = part(leaf)
+        (y * images(*y.shape)).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=TOLERANCE)
+    assert all(step.abs().max() > 0 for step in gradients[0])
+    assert calls == [2, 2, 6]
+
+
 def test_blocks_that_run_again_in_the_backward_pass_see_the_same_border():
     model = built()
     plain = copy.deepcopy(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain import PlainSDT
 from model import SpikeDrivenTransformer, sdt, sdt_arguments
-from module.accelerate import accelerate, rows
+from module.accelerate import accelerate, detach, rows
 from module.kernels import attention as attention_ops
 from module.kernels import batchnorm as norm_ops
 from module.kernels import cpu as cpu_kernels
@@ -164,6 +164,24 @@ def test_a_static_image_is_convolved_once():
     model.patch_embed.proj_conv.__class__ = Watching
     model(images(model))
     assert calls == [(3, 3, 16, 16)]
+
+
+@needs_kernels
+def test_each_step_of_a_stretched_input_gets_its_own_gradient():
+    """Of an image, and of a neuron's current: one leaf, shown as T steps that lie at one place in memory."""
+    model = build().train()
+    plain = copy.deepcopy(model)
+    detach(plain)
+    for name in ("patch_embed", "block.0.mlp.fc1_lif"):
+        x = images(model).unsqueeze(0).expand(3, -1, -1, -1, -1)
+        gradients = []
+        for part in (model.get_submodule(name), plain.get_submodule(name)):
+            leaf = x.detach().requires_grad_()
+            y = part(leaf)
+            (y * torch.arange(1, 4, dtype=y.dtype).view(3, 1, 1, 1, 1)).sum().backward()
+            gradients.append(leaf.grad)
+        assert relative_error(*gradients) < TOLERANCE, name
+        assert all(step.abs().max() > 0 for step in gradients[0]), name
 
 
 def test_checkpointing_changes_no_number_and_keeps_less():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from module.kernels import batchnorm, cpu, norm_pool, pool, triton_device, winograd
+from module.kernels.lif import once
 from module.kernels.neurons import KernelNeuron
 from module.kernels.substitute import watched
 from module.layers import over_time
@@ -25,8 +26,8 @@ def channels_innermost(x: Tensor) -> Tensor:
     """`x` `[T, B, C, H, W]` with channels innermost in memory, which these operators are fastest on."""
     if x.stride(2) == 1 and x.shape[2] > 1:
         return x
-    if x.stride(0) == 0 and x.shape[0] > 1:  # the same image at each step stays one image
-        return channels_innermost(x[:1]).expand(x.shape)
+    if len(first := once(x)) < len(x):  # the same image at each step stays one image
+        return channels_innermost(first).expand(x.shape)
     return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
 
 

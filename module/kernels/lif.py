@@ -33,9 +33,20 @@ def is_dense(x: Tensor) -> bool:
     return x.shape[0] == 1 or x.stride(0) * x.shape[0] == x.numel()
 
 
+def once(x: Tensor) -> Tensor:
+    """`[1, *]` of an input `x` `[T, *]` that is the same at each step; otherwise `x`.
+
+    Also `x` where it needs a gradient: that of one step would hold those of all, and the other steps would have none.
+    """
+    return x[:1] if x.stride(0) == 0 and not x.requires_grad else x
+
+
 def dense(x: Tensor) -> Tensor:
     """`x`, copied only if it is not dense."""
-    return x if is_dense(x) else x.contiguous()
+    if is_dense(x):
+        return x
+    # One step that stands for all keeps its layout.
+    return same_layout(x, x[:1], x.dtype) if x.stride(0) == 0 and is_dense(x[:1]) else x.contiguous()
 
 
 def same_layout(g: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from module.kernels import cpu
 from module.kernels.cpu import state_dtype
-from module.kernels.lif import lif
+from module.kernels.lif import lif, once
 from module.kernels.substitute import Context, Substitute
 from module.neuron import LIF, ParametricLIF, sj_neuron, sj_surrogate
 
@@ -44,7 +44,7 @@ class KernelNeuron(_Neuron):
         return self._is_standard(x) and super().may_run(x)
 
     def fast_forward(self, x: Tensor) -> Tensor:
-        return lif(x, self.decay(x), x.shape[0], *self.constants(), self.kernel)
+        return lif(once(x), self.decay(x), len(x), *self.constants(), self.kernel)
 
     def _is_standard(self, x: Tensor) -> bool:
         """Whether the neuron's settings are those that the kernels compute; they can be changed at any time."""

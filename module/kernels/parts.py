@@ -26,6 +26,7 @@ from module.kernels.fusion import (
     norms_neurons,
     pooled,
 )
+from module.kernels.lif import once
 from module.kernels.neurons import KernelLIF, KernelNeuron
 from module.kernels.substitute import Substitute, autocast_dtype, watched
 from module.layers import over_time
@@ -42,12 +43,14 @@ class FusedPart(Substitute):
         neurons: for the proof, each neuron in order of computation, and the BatchNorm whose bias shifts its current (or
             several names: the first that is there and has a bias); `INPUT`: the part's input does; None: its current
             is a sum of spikes.
-        sees_images: its input may be the same at each step.
     """
 
     runs_as = "compiled kernels"  # on a CPU
     neurons: ClassVar[dict[str, str | tuple[str, ...] | None]]
-    sees_images = False
+
+    def may_be_static(self) -> bool:
+        """Whether its input may be the same at each step, as that of the parts that see an image first."""
+        return False
 
     def may_run(self, x: Tensor) -> bool:
         # Evaluation with gradients (a saliency map) is computed plainly: the kernels of evaluation have none.
@@ -55,7 +58,6 @@ class FusedPart(Substitute):
 
 
 class FusedSPS(FusedPart, MS_SPS):
-    sees_images = True
     plain_class: ClassVar[type[nn.Module]] = MS_SPS
     stands_for: ClassVar[dict[str, str]] = {
         "module.sps:MS_SPS.forward": "2873216da8b6d0ed",
@@ -70,6 +72,9 @@ class FusedSPS(FusedPart, MS_SPS):
         "proj_lif3": ("proj_bn3", "proj_conv3"),
     }
 
+    def may_be_static(self) -> bool:
+        return True
+
     def fast_forward(self, x: Tensor) -> Tensor:
         steps = x.shape[0]
         s = norm_neuron_pool(self.proj_bn, self.proj_lif, self.maxpool, self._first_current(x), steps)
@@ -79,12 +84,12 @@ class FusedSPS(FusedPart, MS_SPS):
         return norm_add(self.rpe_bn, convolved(self.rpe_conv, self.proj_lif3(x)), x)
 
     def _first_current(self, x: Tensor) -> Tensor:
-        """The first convolution of `x` `[T, B, C, H, W]`; `[1, B, c, H, W]` for a static image (the same at each step).
+        """The first convolution of `x` `[T, B, C, H, W]`; `[1, B, c, H, W]` for a static image (see `once`).
 
         Batch statistics over T equal copies are those over one. A watched convolution sees every step.
         """
-        if x.shape[0] > 1 and x.stride(0) == 0 and not watched(self.proj_conv):
-            x = x[:1]
+        if not watched(self.proj_conv):
+            x = once(x)
         # Set for the output as well: the layout of an image with one channel tells torch nothing.
         return channels_innermost(over_time(channels_innermost(x), self.proj_conv))
 

@@ -27,6 +27,7 @@ from module.kernels.fusion import (
     update_running,
 )
 from module.kernels.head_products import head_products
+from module.kernels.lif import once
 from module.kernels.neurons import KernelNeuron
 from module.kernels.parts import INPUT, FusedPart
 from module.kernels.spike_conv import fits, spike_conv2d
@@ -77,10 +78,12 @@ def added(part: nn.Module, x: Tensor) -> Tensor:
 
 class FusedDownSampling(FusedV2, DownSampling):
     plain_class: ClassVar[type[nn.Module]] = DownSampling
-    sees_images = True
     stands_for: ClassVar[dict[str, str]] = {"module.v2.conv:DownSampling.forward": "fa4c5855429ad28b", **_OVER_TIME}
     gradient_tolerance = _WINOGRAD
     neurons: ClassVar[dict[str, str | tuple[str, ...] | None]] = {"encode_lif": INPUT}
+
+    def may_be_static(self) -> bool:
+        return self.first
 
     def fast_forward(self, x: Tensor) -> Tensor:
         steps = len(x)
@@ -89,8 +92,7 @@ class FusedDownSampling(FusedV2, DownSampling):
             y = of_spikes(self.encode_conv, self.encode_lif, self.encode_lif(x))
         else:
             # Batch statistics over T equal copies of an image are those over one.
-            x = x[:1] if steps > 1 and x.stride(0) == 0 else x
-            y = over_time(x, self.encode_conv)
+            y = over_time(once(x), self.encode_conv)
         return norm_add(self.encode_bn, channels_innermost(y), steps=steps)
 
 
@@ -116,7 +118,6 @@ class FusedSeparableConv(FusedV2, SeparableConv):
 
 class FusedConvBlock(FusedV2, ConvBlock):
     plain_class: ClassVar[type[nn.Module]] = ConvBlock
-    sees_images = True
     stands_for: ClassVar[dict[str, str]] = {
         "module.v2.conv:ConvBlock.forward": "10cab47de2b98efe",
         **_OVER_TIME,
@@ -128,6 +129,9 @@ class FusedConvBlock(FusedV2, ConvBlock):
         "lif1": ("Conv.bn2", "Conv.dwconv"),
         "lif2": ("bn1", "conv1"),
     }
+
+    def may_be_static(self) -> bool:
+        return True  # the first one, behind an image's BatchNorm
 
     def fast_forward(self, x: Tensor) -> Tensor:
         x = added(self.Conv, channels_innermost(x))
