@@ -84,7 +84,7 @@ void run_attend(const layer *l, char *memory, outcome *done, scratch *m);
 void run_mean(const layer *l, char *memory);
 
 enum {
-    PIXELS = 256, /* of a block over all its steps */
+    PIXELS = 512, /* of a block over all its steps: more read the weights less often, and need longer lists */
     SHARES = 4,   /* blocks per thread at least, where the layer has so many pixels */
 };
 

@@ -2,7 +2,10 @@
  * layouts: sparse.h. */
 #include "layer.h"
 
-enum { CHUNK_FLOATS = 8 * 1024 }; /* of weights that one inner loop chooses from */
+enum {
+    CHUNK_FLOATS = 8 * 1024, /* of weights that one inner loop chooses from */
+    CACHE_LINE = 64,         /* bytes; where lines are longer, some are fetched twice, which costs little */
+};
 
 typedef uint32_t eight __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -31,9 +34,12 @@ static void find_taps(const plan *s, int64_t *shift) {
     for (int tap = 0; tap < s->taps; tap++) shift[tap] = s->halo ? (tap / 3 - 1) * s->width + tap % 3 - 1 : 0;
 }
 
+/* Rows of weights that belong to a word of a tap. */
+static int64_t rows_of(const plan *s) { return s->C < 64 ? s->C : 64; }
+
 /* Words of the taps in a row whose weights an inner loop chooses from. */
 static int64_t chunk_of(const plan *s) {
-    const int64_t fitting = CHUNK_FLOATS / (s->lanes * (s->C < 64 ? s->C : 64));
+    const int64_t fitting = CHUNK_FLOATS / (s->lanes * rows_of(s));
     return fitting < 1 ? 1 : fitting;
 }
 
@@ -113,17 +119,24 @@ void lists_prepare(const plan *s, const block *b, int64_t T, const uint64_t *bit
     }
 }
 
+/* `next`: the weights of the chunk that follows, fetched into the second-level cache meanwhile. A list chooses rows in an
+ * order that no processor foresees, and the weights of a panel may be larger than that cache. Beyond the end is no fault. */
 INLINE void add_lists(const uint32_t *joined, const uint32_t *end, int64_t pixels, const float *weights, float *sums,
-                      const int lanes) {
-    for (int64_t p = 0; p < pixels; p++, sums += lanes)
+                      uintptr_t next, int64_t bytes, const int lanes) {
+    const int64_t lines = (bytes / CACHE_LINE + pixels - 1) / pixels; /* for each list */
+    for (int64_t p = 0; p < pixels; p++, sums += lanes) {
+        for (int64_t i = 0; i < lines; i++, next += CACHE_LINE) __builtin_prefetch((const void *)next, 0, 2);
         add_rows(weights, joined + end[p], end[p + 1] - end[p], sums, lanes);
+    }
 }
 
 void lists_add(const plan *s, const block *b, int64_t T, const float *weights, scratch *m) {
-    const int64_t all = s->taps * s->words, chunk = chunk_of(s);
+    const int64_t all = s->taps * s->words, chunk = chunk_of(s), bytes = chunk * rows_of(s) * s->lanes * 4;
     const uint32_t *end = m->end;
+    uintptr_t next = (uintptr_t)weights;
     for (int64_t first = 0; first < all; first += chunk, end += T * b->pixels + 1) {
-#define ADD_LISTS(LANES) add_lists(m->joined, end, T * b->pixels, weights, m->sums, LANES)
+        next += (uintptr_t)bytes;
+#define ADD_LISTS(LANES) add_lists(m->joined, end, T * b->pixels, weights, m->sums, next, bytes, LANES)
         WITH_LANES(s->lanes, ADD_LISTS)
     }
 }

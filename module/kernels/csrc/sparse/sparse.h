@@ -91,13 +91,20 @@ static inline int64_t padded(const plan *s, int64_t image, int64_t row, int64_t 
     return (image * s->height + row + s->halo) * s->width + column + s->halo;
 }
 
-/* to[lanes] += the rows of a list; two chains, so that additions overlap. */
-INLINE void add_rows(const float *base, const uint32_t *list, uint32_t n, float *to, const int lanes) {
+/* `row` where it is there, else zeros: chosen without a branch, which would be guessed wrong every other time. */
+INLINE const float *row_or_zeros(int there, const float *row) {
     static const float zeros[PANEL] = {0};
+    const float *chosen = there ? row : zeros;
+    __asm__("" : "+r"(chosen)); /* without it the compiler makes a branch */
+    return chosen;
+}
+
+/* to[lanes] += the rows of a list; two chains, so that additions overlap. One entry beyond the list is read. */
+INLINE void add_rows(const float *base, const uint32_t *list, uint32_t n, float *to, const int lanes) {
     vec a[PANEL / VEC], b[PANEL / VEC];
     for (int j = 0; j < lanes / VEC; j++) a[j] = AT(to + j * VEC), b[j] = (vec){0};
     for (uint32_t i = 0; i < n; i += 2) {
-        const float *u = base + list[i], *w = i + 1 < n ? base + list[i + 1] : zeros; /* no branch to be guessed */
+        const float *u = base + list[i], *w = row_or_zeros(i + 1 < n, base + list[i + 1]);
         for (int j = 0; j < lanes / VEC; j++) a[j] += AT(u + j * VEC), b[j] += AT(w + j * VEC);
     }
     for (int j = 0; j < lanes / VEC; j++) AT(to + j * VEC) = a[j] + b[j];

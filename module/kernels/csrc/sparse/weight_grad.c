@@ -61,7 +61,7 @@ int64_t sparse_weight_grad(const uint64_t *bits, int64_t N, int64_t H, int64_t W
                           const void *grad, int dtype, float *dW, int threads) {
     const plan s = make_plan(N, H, W, C, O, taps, PANEL, PIXELS);
     const int64_t positions = s.images * s.height * s.width, capacity = s.images * s.rows * s.W;
-    uint32_t *lists = malloc((size_t)(s.words * 64 * capacity) * sizeof(uint32_t));
+    uint32_t *lists = malloc((size_t)(s.words * 64 * capacity + 1) * sizeof(uint32_t)); /* add_rows reads one more */
     uint32_t *lengths = malloc((size_t)(s.words * 64) * sizeof(uint32_t));
     int failed = !(lists && lengths);
     (void)threads;
