@@ -110,10 +110,10 @@ class MetaSpikeFormer(SpikingNetwork):
         """New heads for another number of classes (0: none), as timm's models have it."""
         self.num_classes = num_classes
         like = next(self.parameters())
-        self.head = _linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
+        self.head = _linear(self.num_features, num_classes, like) if num_classes else nn.Identity()
         self.kd = self.kd and bool(num_classes)
         if self.kd:
-            self.head_kd = _linear(self.num_features, num_classes).to(like)
+            self.head_kd = _linear(self.num_features, num_classes, like)
         elif hasattr(self, "head_kd"):
             del self.head_kd
 
@@ -166,8 +166,8 @@ class MetaSpikeFormer(SpikingNetwork):
         return sources | {"lif": self.lif}
 
 
-def _linear(features: int, classes: int) -> nn.Linear:
-    layer = nn.Linear(features, classes)
+def _linear(features: int, classes: int, like: Tensor) -> nn.Linear:
+    layer = nn.Linear(features, classes, device=like.device, dtype=like.dtype)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
     return layer

@@ -2,8 +2,8 @@
 // that are only emulated. tests/test_kernels_alone.py compiles and runs this.
 //
 // Legend: T time steps, N elements of a step or tokens, B batch, C channels, D channels of the attention; I the type in
-// memory, S the type that is computed in; of Winograd's convolution N images, H x W feature map, O output channels.
-#include "common.h"
+// memory, S the type that is computed in.
+#include "convolutions.h"
 
 namespace {
 
@@ -219,67 +219,6 @@ template <class I> void check_pool(i64 N, i64 H, i64 W, i64 C, int threads) {
     compare("max_pool_backward", gx, wanted);
 }
 
-extern "C" {
-void winograd_to_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
-void winograd_gradient_to_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
-void winograd_from_tiles_float32(i64, i64, i64, i64, const float*, i64, i64, float*, int);
-}
-
-// The transform of gradients is the adjoint of the way back from tiles: <back(Y), g> = <Y, transform(g)> per channel.
-void check_adjoint(i64 N, i64 H, i64 W, i64 C, int threads) {
-    const i64 tiles = N * ((H + 3) / 4) * ((W + 3) / 4);
-    const auto Y = eighths<float>(36 * tiles * C, 16), g = eighths<float>(N * H * W * C, 16);
-    std::vector<float> back(g.size()), transformed(Y.size()), left(static_cast<size_t>(C));
-    std::vector<double> right(static_cast<size_t>(C)), sums(static_cast<size_t>(C));
-    winograd_from_tiles_float32(N, H, W, C, Y.data(), 0, tiles, back.data(), threads);
-    winograd_gradient_to_tiles_float32(N, H, W, C, g.data(), 0, tiles, transformed.data(), threads);
-    for (size_t i = 0; i < g.size(); i++) sums[i % size_t(C)] += double(back[i]) * double(g[i]);
-    for (size_t i = 0; i < Y.size(); i++) right[i % size_t(C)] += double(Y[i]) * double(transformed[i]);
-    for (size_t c = 0; c < left.size(); c++) left[c] = float(sums[c]);
-    compare("winograd gradient", left, right, 1e-5);
-}
-
-// A 3 x 3 convolution through both transforms, in two portions of tiles, with the products between them made here. The
-// transform of the weights is Toom and Cook's for the points 0, 2/3, -2/3, 4/3, -4/3 and infinity: row j has the powers
-// of its point over the product of its distances to the other finite ones.
-void check_winograd(i64 N, i64 H, i64 W, i64 C, i64 O, int threads) {
-    const double points[5] = {0, 2.0 / 3, -2.0 / 3, 4.0 / 3, -4.0 / 3};
-    double G[6][3] = {};
-    for (int j = 0; j < 5; j++) {
-        double distances = 1;
-        for (int k = 0; k < 5; k++) distances *= k == j ? 1 : points[j] - points[k];
-        for (int power = 0; power < 3; power++) G[j][power] = std::pow(points[j], power) / distances;
-    }
-    G[5][2] = 1;
-    const auto x = eighths<float>(N * H * W * C, 16), weight = eighths<float>(O * C * 9, 16);
-    const i64 tiles = N * ((H + 3) / 4) * ((W + 3) / 4), portion = (tiles + 1) / 2;
-    std::vector<float> out(size_t(N * H * W * O));
-    for (i64 first = 0; first < tiles; first += portion) {
-        const i64 count = std::min(portion, tiles - first);
-        std::vector<float> V(size_t(36 * count * C)), Y(size_t(36 * count * O));
-        winograd_to_tiles_float32(N, H, W, C, x.data(), first, count, V.data(), threads);
-        for (i64 i = 0; i < 36 * count * O; i++) {
-            const i64 o = i % O, r = i / O / count / 6, s = i / O / count % 6;
-            double sum = 0;
-            for (i64 c = 0; c < C; c++)
-                for (int t = 0; t < 9; t++)
-                    sum += G[r][t / 3] * G[s][t % 3] * weight[size_t((o * C + c) * 9 + t)] * V[size_t(i / O * C + c)];
-            Y[size_t(i)] = float(sum);
-        }
-        winograd_from_tiles_float32(N, H, W, O, Y.data(), first, count, out.data(), threads);
-    }
-    std::vector<double> expected(out.size());
-    for (i64 i = 0; i < N * H * W * O; i++)
-        for (int t = 0; t < 9; t++) {
-            const i64 n = i / O / W / H, y = i / O / W % H + t / 3 - 1, u = i / O % W + t % 3 - 1;
-            if (y < 0 || y >= H || u < 0 || u >= W) continue;
-            const float *w = weight.data() + (i % O * C * 9 + t), *in = x.data() + ((n * H + y) * W + u) * C;
-            for (i64 c = 0; c < C; c++) expected[size_t(i)] += w[9 * c] * in[c];
-        }
-    compare("winograd", out, expected, 1e-5);
-    check_adjoint(N, H, W, O, threads);
-}
-
 template <class I> void check_type(const char* name) {
     for (int threads : {1, 3}) {
         for (i64 inner : {i64(1), i64(12)}) {
@@ -298,6 +237,12 @@ template <class I> void check_type(const char* name) {
         check_pool<I>(1, 1, 1, 1, threads);
         check_pool<I>(2, 7, 8, 37, threads);
         check_pool<I>(3, 6, 5, 64, threads);
+        for (int affine = 0; affine < 2; affine++) {
+            check_depthwise<I>(1, 1, 1, 1, 3, affine, threads);
+            check_depthwise<I>(2, 5, 6, 37, 3, affine, threads);
+            check_depthwise<I>(3, 4, 9, 16, 7, affine, threads);
+        }
+        for (i64 n : {1, 8, 1003}) check_bits<I>(n, threads);
     }
 }
 
