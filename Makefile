@@ -45,9 +45,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes, each with whole files of tests: many tests wait for child processes, which leaves a core free.
+# Three processes, each with whole files of tests: many tests wait for child processes, which leaves cores free.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants

@@ -38,7 +38,7 @@ else:
     WITHOUT = None
 
 CHANNELS, PIXELS, RATE = 512, 64 * 8 * 8, 0.2
-PANEL, BLOCK = 32, 256  # as in module/kernels/csrc/sparse
+PANEL, BLOCK = 32, 512  # as in module/kernels/csrc/sparse
 CALLS = 20_000  # to time one call of next to no work
 # The position of the only set bit of a word: numba has no instruction for it.
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)

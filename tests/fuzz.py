@@ -14,9 +14,11 @@ from collections import Counter
 
 from tests.fuzzing.cases import GENERATORS, Outcome, Result, load_generators, shared_out
 from tests.fuzzing.worker import Worker
+from utils.output import keep_going_without_output
 
 
 def main() -> int:
+    keep_going_without_output()
     load_generators()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000, help="number of cases (default: 1000)")

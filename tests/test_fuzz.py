@@ -58,7 +58,8 @@ def test_a_case_is_the_same_again(name, tmp_path):
 def test_cases_are_shared_out():
     counts = shared_out(1000, ["settings", "schedules", "launchers"])
     assert counts["settings"] > counts["schedules"] > counts["launchers"] > 0
-    assert abs(sum(counts.values()) - 1000) < 3
+    assert sum(counts.values()) == 1000
+    assert sum(shared_out(2000, sorted(GENERATORS)).values()) == 2000
 
 
 def test_a_short_fuzz_finds_no_fault():

@@ -95,9 +95,10 @@ def load_generators() -> None:
 
 
 def shared_out(cases: int, names: Sequence[str]) -> dict[str, int]:
-    """How many of `cases` each generator makes: at least one, else by its share."""
+    """How many of `cases` each generator makes: by its share, at least one; together `cases`, if that is enough."""
     total = sum(SHARES[name] for name in names)
-    return {name: max(1, round(cases * SHARES[name] / total)) for name in names}
+    bounds = [round(cases * sum(SHARES[name] for name in names[:last]) / total) for last in range(len(names) + 1)]
+    return {name: max(1, bounds[n + 1] - bounds[n]) for n, name in enumerate(names)}
 
 
 def make_case(name: str, seed: int, number: int, folder: Path) -> Case:

@@ -59,19 +59,21 @@ class Worker:
         assert isinstance(result, Result)
         return result
 
-    def close(self) -> None:
+    def close(self, patience: float = 0.0) -> None:
+        """End the process: by itself within `patience` seconds, which it does between two cases, or killed."""
+        self._connection.close()
+        self._process.join(patience)
         with contextlib.suppress(ProcessLookupError):  # with the loader processes that a hanging case has
             os.killpg(self._process.pid or 0, signal.SIGKILL)
         self._process.kill()
         self._process.join()
-        self._connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.close(patience=10.0)
 
 
 def _serve(connection: Connection, folder: Path, prepare: Callable[[], None]) -> None:

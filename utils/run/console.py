@@ -46,6 +46,9 @@ def peak_memory(device: torch.device) -> str:
     return f"{held / 2**30:.1f} GiB"
 
 
+_LONGEST_SILENCE = 60.0  # seconds
+
+
 class Progress:
     """Shows how much of an epoch is done: a progress bar in a terminal, else a log line from time to time.
 
@@ -53,7 +56,8 @@ class Progress:
         title: what is shown first.
         steps: steps of the whole epoch.
         images_per_step: over all processes.
-        interval: steps between two readings of the loss, and between two log lines.
+        interval: steps between two readings of the loss, and between two log lines; if they take longer than a minute,
+            the step at its end has a line too.
         show: whether this process shows anything.
         done: steps done before.
     """
@@ -61,6 +65,7 @@ class Progress:
     def __init__(self, title: str, steps: int, images_per_step: int, interval: int, show: bool, done: int = 0) -> None:
         self._title, self._steps, self._images, self._interval = title, steps, images_per_step, interval
         self._show, self._before, self._started = show, done, time.perf_counter()
+        self._shown = self._started  # when the last line was written
         style: dict[str, Any] = dict(unit="step", leave=False, dynamic_ncols=True)
         self._bar = tqdm(total=steps, initial=done, desc=title, disable=not (show and sys.stdout.isatty()), **style)
 
@@ -68,8 +73,10 @@ class Progress:
         """Called after each step; the loss is read from the device only when it is shown."""
         if not self._show:
             return
-        due = done % self._interval == 0 or done == self._steps
-        seconds = (time.perf_counter() - self._started) / (done - self._before)
+        now = time.perf_counter()
+        due = done % self._interval == 0 or done == self._steps or now - self._shown > _LONGEST_SILENCE
+        seconds = (now - self._started) / (done - self._before)
+        self._shown = now if due else self._shown
         speed = self._images / seconds
         if not self._bar.disable:
             self._bar.update(done - self._bar.n)
