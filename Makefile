@@ -47,7 +47,7 @@ lint: $(STAMP)
 
 # Three processes, each with whole files of tests: many tests wait for child processes, which leaves cores free.
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants

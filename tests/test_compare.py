@@ -20,6 +20,8 @@ from utils.report.comparison import Comparison
 from utils.report.figures import _front
 from utils.run.build import build_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"T3": {}, "T1": {"time_steps": 1}, "plif8": {"spike_mode": "plif", "dim": 8, "time_steps": 2}}
 

@@ -21,6 +21,8 @@ from utils.run.precision import Precision
 from utils.train.losses import DistillationLoss
 from utils.train.teacher import ModelTeacher, StoredLogits, make_teacher
 
+pytestmark = pytest.mark.slow
+
 PROCESS = Process(0, 1, torch.device("cpu"))
 DIGITS = {"dataset": "digits", "in_channels": 1, "num_classes": 10, "img_size": 16, "kd": "hard"}
 

@@ -21,6 +21,8 @@ from utils.run import distributed
 from utils.run.checkpoint import read_checkpoint
 from utils.run.distributed import Place, choose_device, find_place
 
+pytestmark = pytest.mark.slow
+
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

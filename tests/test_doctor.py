@@ -15,6 +15,8 @@ import utils.doctor as doctor
 from utils.run import machine_checks
 from utils.run.machine_checks import CHECKS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

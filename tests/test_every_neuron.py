@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import processes
+import pytest
 from tiny import FEW_DIGITS, TINY_RUN
 
 from module.neuron import SPIKE_MODES
+
+pytestmark = pytest.mark.slow
 
 CONFIG = f"{TINY_RUN}epochs: 1\ncooldown_epochs: 0\nopt: adamw\nlr: 5.0e-3\nhflip: 0.0\nworkers: 0\ndevice: cpu\n"
 CONFIG += f"train_split_path: {FEW_DIGITS}\n"

@@ -20,6 +20,8 @@ from utils.run.build import build_model
 from utils.run.checkpoint import write_checkpoint
 from utils.run.export_formats import FORMATS, Logits, Source, traced
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = yaml.safe_load(TINY_RUN) | {"workers": 0, "val_batch_size": 20}
 
 

@@ -14,6 +14,8 @@ from tiny import TINY_RUN
 
 from utils.run.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = {file.name: file.read_text() for file in sorted((ROOT / "examples").glob("*.py"))}
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 

@@ -22,6 +22,8 @@ from utils.measure.energy import COSTS
 from utils.report.rates import RatesReport
 from utils.run.models import create_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

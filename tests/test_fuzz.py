@@ -62,6 +62,7 @@ def test_cases_are_shared_out():
     assert sum(shared_out(2000, sorted(GENERATORS)).values()) == 2000
 
 
+@pytest.mark.slow
 def test_a_short_fuzz_finds_no_fault():
     """`python -m tests.fuzz --cases 2000 --seed N` is the long one."""
     with Worker(limit=120.0) as worker:

@@ -13,6 +13,8 @@ from test_distributed import no_launcher  # noqa: F401 -- a fixture
 from utils.errors import UserError
 from utils.run.launcher import Place, find_place
 
+pytestmark = pytest.mark.slow
+
 MAIN = """
 import sys; sys.path.insert(0, {root!r})
 from utils.errors import UserError, run_script

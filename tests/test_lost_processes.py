@@ -15,6 +15,8 @@ from utils.run.checkpoint import read_checkpoint
 from utils.run.distributed import _failures
 from utils.run.faults import ended_worker, lost_partner
 
+pytestmark = pytest.mark.slow
+
 # Digits, of which one cannot be read, or ends the process that reads it, as long as a file `trouble` exists.
 PLUGIN = """
 import os, signal

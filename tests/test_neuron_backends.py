@@ -203,6 +203,7 @@ def test_a_neuron_whose_settings_change_leaves_the_kernel(change):
     neuron(x)
 
 
+@pytest.mark.slow
 def test_triton_kernels_in_the_interpreter_equal_float64():
     pytest.importorskip("triton")
     # Triton reads the variable when a kernel is defined, so this needs a process of its own.

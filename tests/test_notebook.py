@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import processes
+import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"

@@ -20,6 +20,8 @@ import firing_num
 from utils.measure.models.price import MODELS
 from utils.report.page import write_page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "data" / "paper" / "table_s1_8_512.json"
 LONG = "A title of <b>bold</b> & " + "long" * 40

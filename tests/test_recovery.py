@@ -15,6 +15,8 @@ from tiny import TINY_RUN, quick
 
 from utils.run.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = f"""{TINY_RUN}val_batch_size: 120
 color_jitter: 0.0
 hflip: 0.0

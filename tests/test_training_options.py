@@ -22,6 +22,8 @@ from utils.errors import UserError
 from utils.run.checkpoint import read_checkpoint
 from utils.train import trainer
 
+pytestmark = pytest.mark.slow
+
 # What is tested here does not depend on how the parts of the model are computed, nor on the number of samples.
 CONFIG = quick(TINY)
 ONE_EPOCH = ["--epochs", "1", "--cooldown-epochs", "0", "-j", "0"]
